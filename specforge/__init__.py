@@ -1,0 +1,1 @@
+"""SpecForge OPD: EAGLE-3 draft models trained by on-policy distillation."""

@@ -1,0 +1,165 @@
+"""Settings of one step each, in pipeline order. A section reaches its rule as plain, canonical params."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+
+from specforge.config.rates import rate_tag
+
+Int = Annotated[int, Strict()]
+Flag = Annotated[bool, Strict()]
+Rate = Annotated[str, BeforeValidator(rate_tag)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Prepare(Section):
+    """prep_dataset: what counts as a usable conversation and how many are held out."""
+
+    test_share: Share = 0.06
+    max_rejected_share: Share = 0.05
+    max_turns: Annotated[Int, Field(ge=1)] = 64
+
+
+class TinyTarget(Section):
+    """train_tiny_target: the small Qwen3 chat model made here. Sizes in tokens, units and optimizer steps."""
+
+    vocab_size: Annotated[Int, Field(ge=300)] = 2048
+    hidden_size: Annotated[Int, Field(ge=8)] = 128
+    intermediate_size: Annotated[Int, Field(ge=8)] = 384
+    num_layers: Annotated[Int, Field(ge=2)] = 4
+    num_heads: Annotated[Int, Field(ge=1)] = 4
+    num_kv_heads: Annotated[Int, Field(ge=1)] = 2
+    head_dim: Annotated[Int, Field(ge=2)] = 32
+    max_position_embeddings: Annotated[Int, Field(ge=64)] = 2048
+    aux_layers: tuple[Int, ...] = (0, 1, 2)
+    steps: Annotated[Int, Field(ge=1)] = 600
+    batch_tokens: Annotated[Int, Field(ge=64)] = 4096
+    lr: Annotated[float, Field(gt=0)] = 4e-3
+    seed: Int = 0
+
+    @model_validator(mode="after")
+    def layers_exist(self):
+        _check_aux_layers(self.aux_layers, self.num_layers)
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError("num_heads must be a multiple of num_kv_heads")
+        return self
+
+
+class Regenerate(Section):
+    """regenerate_dataset: how the target writes each assistant turn anew."""
+
+    engine: Literal["transformers", "sglang", "endpoint"] = "transformers"
+    endpoints: tuple[str, ...] = ()
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.8
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Annotated[Int, Field(ge=1)] = 192
+    batch_size: Annotated[Int, Field(ge=1)] = 64
+    concurrency: Annotated[Int, Field(ge=1)] = 64
+    num_servers: Annotated[Int, Field(ge=1)] = 1
+    tp_size: Annotated[Int, Field(ge=1)] = 1
+    max_failed_share: Share = 0.05
+    seed: Int = 0
+
+    @model_validator(mode="after")
+    def fits(self):
+        if self.tp_size * self.num_servers > 8:
+            raise ValueError(
+                f"tp_size * num_servers is {self.tp_size} * {self.num_servers} = "
+                f"{self.tp_size * self.num_servers}, more than the 8 GPUs of a machine; lower one of them"
+            )
+        if (self.engine == "endpoint") != bool(self.endpoints):
+            raise ValueError("endpoints lists the URLs of engine 'endpoint', and of no other engine; set both or none")
+        return self
+
+
+class Preprocess(Section):
+    """preprocess_dataset: token ids, loss masks and the draft vocabulary."""
+
+    draft_vocab_size: Annotated[Int, Field(ge=1)] = 1024
+    chat_template: str | None = None
+    min_supervised_share: Share = 0.02
+    min_coverage: Share = 0.9
+
+
+class Train(Section):
+    """run_training: what all runs of a sweep share."""
+
+    batch_size: Annotated[Int, Field(ge=1)] = 16
+    ttt_length: Annotated[Int, Field(ge=1)] = 7
+    loss_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
+    opd_temperature: Annotated[float, Field(gt=0)] = 1.0
+    warmup_share: Share = 0.015
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    grad_clip: Annotated[float, Field(gt=0)] = 0.5
+    aux_layers: tuple[Int, ...] | None = None
+    init_head_from_target: Flag = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_steps: Annotated[Int, Field(ge=1)] | None = None
+    save_every: Annotated[Int, Field(ge=1)] = 50
+    log_every: Annotated[Int, Field(ge=1)] = 10
+    seed: Int = 0
+
+    @model_validator(mode="after")
+    def three_layers(self):
+        if self.aux_layers is not None:
+            _check_aux_layers(self.aux_layers, None)
+        return self
+
+
+class Evaluate(Section):
+    """evaluate: chain speculative decoding on held-out prompts."""
+
+    num_prompts: Annotated[Int, Field(ge=2)] = 48
+    max_new_tokens: Annotated[Int, Field(ge=2)] = 64
+    num_draft_tokens: Annotated[Int, Field(ge=1)] = 7
+    temperatures: Annotated[tuple[Annotated[float, Field(ge=0, le=2)], ...], Field(min_length=1)] = (0.0, 1.0)
+    speed_prompts: Annotated[Int, Field(ge=1)] = 12
+    bootstrap_samples: Annotated[Int, Field(ge=100)] = 2000
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: Int = 0
+
+
+class Wandb(Section):
+    """Weights & Biases: off unless a project is named; offline without WANDB_API_KEY."""
+
+    project: str | None = None
+    entity: str | None = None
+
+
+def _unique_rates(rates: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(rates)) < len(rates):
+        raise ValueError(f"the rates {', '.join(rates)} name one run twice; list each rate once")
+    return tuple(sorted(rates, key=float))
+
+
+class Ablation(Section):
+    """One row of the catalogue: weights of the loss terms and the rates to sweep, in any order."""
+
+    lambda_ce: Annotated[float, Field(ge=0)] = 0.0
+    lambda_rkl: Annotated[float, Field(ge=0)] = 0.0
+    beta_hinge: Annotated[float, Field(ge=0)] = 0.0
+    lrs: Annotated[tuple[Rate, ...], Field(min_length=1), AfterValidator(_unique_rates)]
+
+    @model_validator(mode="after")
+    def trains_something(self):
+        if not self.lambda_ce + self.lambda_rkl + self.beta_hinge:
+            raise ValueError("all weights are 0, so nothing would be trained; set lambda_ce, lambda_rkl or beta_hinge")
+        return self
+
+    def weights(self) -> dict[str, float]:
+        return self.model_dump(exclude={"lrs"})
+
+    def middle_rate(self) -> str:
+        return self.lrs[(len(self.lrs) - 1) // 2]
+
+
+def _check_aux_layers(layers: tuple[int, ...], num_layers: int | None) -> None:
+    if len(layers) != 3 or list(layers) != sorted(set(layers)) or layers[0] < 0:
+        raise ValueError(f"aux_layers {list(layers)} must be three different layer ids in ascending order")
+    if num_layers is not None and layers[-1] > num_layers - 2:
+        raise ValueError(f"aux_layers {list(layers)} must stay below the last of {num_layers} layers")

@@ -1,0 +1,1 @@
+"""Speculative decoding of held-out prompts, and the statistics of what was accepted."""

@@ -1,0 +1,1 @@
+"""The EAGLE-3 draft: its layer, its attention over unrolled steps, its file layout."""

@@ -1,0 +1,1 @@
+"""Engines that have the target write every assistant turn anew."""

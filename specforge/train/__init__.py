@@ -1,0 +1,1 @@
+"""Losses, the unrolled training step, the loop that resumes."""
