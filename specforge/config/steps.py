@@ -36,8 +36,8 @@ class TinyTarget(Section):
     head_dim: Annotated[Int, Field(ge=2)] = 32
     max_position_embeddings: Annotated[Int, Field(ge=64)] = 2048
     aux_layers: tuple[Int, ...] = (0, 1, 2)
-    steps: Annotated[Int, Field(ge=1)] = 600
-    batch_tokens: Annotated[Int, Field(ge=64)] = 4096
+    steps: Annotated[Int, Field(ge=1)] = 260
+    batch_tokens: Annotated[Int, Field(ge=64)] = 2048
     lr: Annotated[float, Field(gt=0)] = 4e-3
     seed: Int = 0
 

@@ -1,0 +1,21 @@
+"""SpecForge OPD: raw conversations, regenerated, tokenized; one draft an (ablation, rate); evaluations; a report."""
+
+from snakemake.utils import min_version
+
+min_version("9.12")
+
+
+configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/target.smk"
+include: "rules/data.smk"
+include: "rules/train.smk"
+include: "rules/eval.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        goals(),

@@ -1,0 +1,21 @@
+"""Speculative decoding of held-out prompts with one draft."""
+
+from specforge.cloud import app
+from specforge.cloud.run import run
+
+run(
+    app.evaluate,
+    backend=snakemake.params.backend,
+    log_file=snakemake.log[0],
+    target=snakemake.input.target,
+    draft=snakemake.input.draft,
+    prompts=snakemake.input.prompts,
+    settings=snakemake.params.settings,
+    chat_template=snakemake.params.chat_template,
+    ablation=snakemake.wildcards.ablation,
+    lr=snakemake.wildcards.lr,
+    code=snakemake.params.code,
+    output=snakemake.output[0],
+    work=snakemake.params.work,
+    threads=snakemake.threads,
+)

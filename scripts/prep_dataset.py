@@ -1,0 +1,19 @@
+"""Raw conversations to checked records, split into training and held-out."""
+
+from specforge.cloud import app
+from specforge.cloud.run import run
+
+run(
+    app.prep_dataset,
+    backend=snakemake.params.backend,
+    log_file=snakemake.log[0],
+    dataset=snakemake.params.dataset,
+    sample_size=snakemake.params.sample_size,
+    split_eval=snakemake.params.split_eval,
+    seed=snakemake.params.seed["seed"],
+    settings=snakemake.params.settings,
+    train=snakemake.output.train,
+    test=snakemake.output.get("test"),
+    rejected=snakemake.output.rejected,
+    summary=snakemake.output.summary,
+)

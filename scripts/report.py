@@ -1,0 +1,19 @@
+"""Rank the runs on one page."""
+
+from specforge.cloud.run import run_here
+from specforge.steps.report import FIGURES, report
+
+run_here(
+    report,
+    log_file=snakemake.log[0],
+    evaluations=list(snakemake.input.evaluations),
+    manifests=list(snakemake.input.manifests),
+    metrics=list(snakemake.input.metrics),
+    prep=snakemake.input.prep,
+    regenerate=snakemake.input.regenerate,
+    cache=snakemake.input.cache,
+    config=snakemake.params.config,
+    html=snakemake.output.html,
+    csv=snakemake.output.csv,
+    figures={name: snakemake.output[name] for name in FIGURES},
+)

@@ -1,0 +1,27 @@
+"""Train the draft of one (ablation, rate)."""
+
+from specforge.cloud import app
+from specforge.cloud.run import run
+
+run(
+    app.run_training_single_gpu if snakemake.params.single_gpu else app.run_training,
+    backend=snakemake.params.backend,
+    log_file=snakemake.log[0],
+    target=snakemake.input.target,
+    cache=snakemake.input.cache,
+    vocab=snakemake.input.vocab,
+    cache_summary=snakemake.input.summary,
+    ablation=snakemake.wildcards.ablation,
+    lr=snakemake.wildcards.lr,
+    weights=snakemake.params.weights,
+    settings=snakemake.params.settings,
+    layers=snakemake.params.layers,
+    epochs=snakemake.params.epochs["epochs"],
+    wandb=snakemake.params.wandb,
+    code=snakemake.params.code,
+    draft=snakemake.output.draft,
+    metrics=snakemake.output.metrics,
+    manifest=snakemake.output.manifest,
+    work=snakemake.params.work,
+    threads=snakemake.threads,
+)

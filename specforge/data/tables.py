@@ -1,0 +1,203 @@
+"""Small tables that the synthetic conversations draw their facts from: rows of words, one table a kind."""
+
+# fmt: off
+NAMES = ("Ada", "Ben", "Clara", "David", "Emma", "Farid", "Grace", "Hugo", "Ines", "Jonas", "Kira", "Leo",
+         "Mina", "Noah")
+
+THINGS = (  # what is counted, and what it comes in
+    ("apples", "bags"), ("books", "boxes"), ("coins", "jars"), ("eggs", "cartons"), ("pencils", "packs"),
+    ("stamps", "sheets"), ("flowers", "bunches"), ("cookies", "tins"), ("cards", "decks"),
+    ("marbles", "bags"),
+)
+
+COUNTRIES = (  # country, capital, region, language, known for
+    ("France", "Paris", "western Europe", "French", "its bread, its cheese and its museums"),
+    ("Spain", "Madrid", "southern Europe", "Spanish", "long evenings, music and warm beaches"),
+    ("Italy", "Rome", "southern Europe", "Italian", "old cities, pasta and painting"),
+    ("Germany", "Berlin", "central Europe", "German", "its forests, castles and dark bread"),
+    ("Austria", "Vienna", "central Europe", "German", "high mountains, cake and music"),
+    ("Poland", "Warsaw", "central Europe", "Polish", "its lakes, its forests and warm soup"),
+    ("Greece", "Athens", "southern Europe", "Greek", "blue water, islands and old temples"),
+    ("Portugal", "Lisbon", "southern Europe", "Portuguese", "its coast, its fish and sad songs"),
+    ("Norway", "Oslo", "northern Europe", "Norwegian", "deep valleys, snow and northern lights"),
+    ("Sweden", "Stockholm", "northern Europe", "Swedish", "red houses, lakes and simple design"),
+    ("Finland", "Helsinki", "northern Europe", "Finnish", "its many lakes, saunas and quiet forests"),
+    ("Ireland", "Dublin", "western Europe", "English", "green hills, rain and good stories"),
+    ("Egypt", "Cairo", "northern Africa", "Arabic", "the great river, the desert and old tombs"),
+    ("Kenya", "Nairobi", "eastern Africa", "Swahili", "wide plains, lions and fast runners"),
+    ("Morocco", "Rabat", "northern Africa", "Arabic", "busy markets, mint tea and carpets"),
+    ("Japan", "Tokyo", "eastern Asia", "Japanese", "fast trains, gardens and fresh fish"),
+    ("China", "Beijing", "eastern Asia", "Chinese", "its long wall, tea and great cities"),
+    ("Thailand", "Bangkok", "southern Asia", "Thai", "warm beaches, temples and spicy food"),
+    ("Mexico", "Mexico City", "North America", "Spanish", "corn, bright colours and old pyramids"),
+    ("Cuba", "Havana", "the Caribbean", "Spanish", "old cars, dance and music"),
+    ("Peru", "Lima", "South America", "Spanish", "high mountains, old cities and potatoes"),
+    ("Chile", "Santiago", "South America", "Spanish", "its long coast, deserts and clear skies"),
+)
+
+ANIMALS = (  # animal, group, colour, food, home, skill
+    ("fox", "a small hunter", "red", "mice and berries", "in the forest", "hear a mouse under the snow"),
+    ("owl", "a bird", "brown", "mice and insects", "in old trees", "turn its head almost all the way round"),
+    ("polar bear", "a large hunter", "white", "fish and seals", "on the ice", "swim for many hours"),
+    ("elephant", "a very large animal", "grey", "grass and leaves", "on the wide plains",
+     "remember a place for years"),
+    ("frog", "a small animal", "green", "flies and worms", "near ponds", "jump many times its own length"),
+    ("dolphin", "no fish but a clever animal", "grey", "fish", "in the warm sea",
+     "talk with clicks and whistles"),
+    ("bee", "an insect", "yellow and black", "sweet juice from flowers", "in a hive",
+     "show others the way by dancing"),
+    ("crow", "a bird", "black", "seeds and insects", "near fields and towns", "use a stick as a tool"),
+    ("zebra", "a cousin of the horse", "black and white", "grass", "on the dry plains",
+     "know others by their stripes"),
+    ("parrot", "a bird", "green and red", "nuts and fruit", "in warm forests", "copy the sound of words"),
+    ("camel", "a strong animal", "light brown", "dry plants", "in the desert",
+     "live many days without water"),
+    ("penguin", "a bird", "black and white", "fish", "on cold coasts", "swim much better than it walks"),
+    ("squirrel", "a small animal", "red and brown", "nuts and seeds", "in the trees",
+     "hide food for the winter"),
+    ("spider", "no insect, although small", "brown", "flies", "in quiet corners",
+     "build a strong web in one night"),
+)
+
+DISHES = (  # dish, base, extras, heat
+    ("tomato soup", "six ripe tomatoes", ("onion", "garlic", "basil", "cream", "pepper"),
+     "Cook it over low heat"),
+    ("pancakes", "flour, milk and two eggs", ("sugar", "butter", "berries", "honey", "lemon"),
+     "Fry them in a pan"),
+    ("fried rice", "a bowl of cold rice", ("egg", "peas", "onion", "garlic", "ginger"),
+     "Fry it over high heat"),
+    ("vegetable stew", "carrots and potatoes", ("beans", "onion", "pepper", "garlic", "corn"),
+     "Cook it with a lid on"),
+    ("baked apples", "four large apples", ("nuts", "honey", "sugar", "butter", "raisins"),
+     "Bake them in the oven"),
+    ("an omelet", "three fresh eggs", ("cheese", "butter", "onion", "mushrooms", "pepper"),
+     "Cook it in a pan"),
+    ("noodle salad", "a pack of noodles", ("lemon", "peas", "mint", "carrots", "nuts"),
+     "Let it rest in the fridge"),
+    ("garlic bread", "a long loaf of bread", ("garlic", "butter", "cheese", "basil", "salt"),
+     "Bake it in the oven"),
+)
+
+UNITS = (
+    ("hours", "minutes", 60), ("minutes", "seconds", 60), ("days", "hours", 24), ("weeks", "days", 7),
+    ("years", "months", 12),
+    ("meters", "centimeters", 100), ("kilometers", "meters", 1000), ("kilograms", "grams", 1000),
+    ("feet", "inches", 12),
+    ("liters", "milliliters", 1000), ("pounds", "ounces", 16),
+)
+
+SIZES = (  # comparative, superlative, things in rising order
+    ("larger", "largest thing", ("an ant", "a mouse", "a cat", "a dog", "a horse", "an elephant", "a house",
+                                 "a mountain")),
+    ("faster", "fastest thing", ("a snail", "a turtle", "a child on foot", "a bicycle", "a car", "a train",
+                                 "a plane")),
+    ("heavier", "heaviest thing", ("a feather", "a pencil", "a book", "a chair", "a cow", "a truck",
+                                   "a ship")),
+    ("hotter", "hottest thing", ("ice", "cold milk", "warm tea", "boiling water", "a candle flame",
+                                 "the sun")),
+    ("louder", "loudest thing", ("a falling leaf", "a whisper", "a normal voice", "a barking dog", "a drum",
+                                 "thunder")),
+    ("older", "oldest thing", ("a baby", "a school child", "a grandmother", "an old tree", "a castle",
+                               "the moon")),
+)
+
+WEEK = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+SORTABLE = ("apple", "bread", "cloud", "dance", "earth", "flower", "garden", "house", "island", "jacket",
+            "king", "lemon",
+            "mirror", "night", "ocean", "paper", "queen", "river", "sugar", "table", "under", "village",
+            "water", "yellow")
+
+RHYMES = (("mouse", "house"), ("cat", "hat"), ("tree", "bee"), ("star", "car"), ("light", "kite"),
+          ("bell", "shell"),
+          ("stone", "bone"), ("goat", "boat"), ("fox", "box"), ("bear", "chair"), ("moon", "spoon"),
+          ("ring", "string"))
+
+PLACES = ("by the sea", "at the edge of a forest", "in a small village", "near a wide river",
+          "on a quiet hill",
+          "in a city full of lights", "behind the old mill", "on a windy island")
+
+MORALS = ("a friend is worth more than gold", "it is good to share", "small things can be great",
+          "patience brings luck",
+          "one should not be afraid of the dark", "kind words cost nothing", "every day can surprise you")
+
+ADVICE = (  # goal, tips
+    ("sleep better", ("go to bed at the same time every day", "leave your phone in another room",
+                      "drink no coffee after lunch",
+                      "read a few pages of a book", "keep your room cool and dark",
+                      "take a short walk in the evening")),
+    ("learn a language", ("learn five new words a day", "listen to songs and short talks",
+                          "speak aloud, even when alone",
+                          "write a few lines every evening", "find a friend to talk with",
+                          "repeat old words each week")),
+    ("save money", ("write down what you spend", "cook at home more often", "wait a day before you buy",
+                    "sell what you do not use",
+                    "put some money away on the first day", "walk or take the bike for short trips")),
+    ("prepare for an exam", ("make a plan for each day", "begin with the hardest part",
+                             "explain the topic to a friend",
+                             "take a break every hour", "do old tests with a clock",
+                             "sleep well the night before")),
+    ("make new friends", ("join a club that you like", "ask people about their day",
+                          "listen more than you talk",
+                          "invite a neighbor for tea", "say yes to small plans",
+                          "help someone without being asked")),
+    ("get more exercise", ("take the stairs", "walk for half an hour a day", "find a sport that is fun",
+                           "train with a friend",
+                           "start with five minutes", "put your shoes next to the door")),
+    ("calm down before a talk", ("breathe slowly for a minute", "practice the first sentence",
+                                 "drink a glass of water",
+                                 "look at one friendly face", "stand with both feet on the floor",
+                                 "arrive a little early")),
+    ("keep my plants alive", ("give them light from a window", "water them only when the soil is dry",
+                              "turn them every week",
+                              "use a pot with a hole", "keep them away from cold wind",
+                              "remove the dry leaves")),
+)
+
+FUNCTIONS = (  # name, purpose, argument, body, example, result
+    ("double", "doubles a number", "number", "{a} * 2", "7", "14"),
+    ("square", "squares a number", "number", "{a} ** 2", "5", "25"),
+    ("is_even", "checks if a number is even", "number", "{a} % 2 == 0", "8", "True"),
+    ("reverse", "reverses a string", "text", "{a}[::-1]", '"abc"', '"cba"'),
+    ("total", "adds all numbers of a list", "numbers", "sum({a})", "[1, 2, 3]", "6"),
+    ("largest", "finds the largest number of a list", "numbers", "max({a})", "[4, 9, 2]", "9"),
+    ("mean", "computes the mean of a list", "numbers", "sum({a}) / len({a})", "[2, 4, 6]", "4.0"),
+    ("count_words", "counts the words of a text", "text", "len({a}.split())", '"one two"', "2"),
+    ("shout", "turns a text into capital letters", "text", "{a}.upper()", '"hi"', '"HI"'),
+    ("unique", "removes doubles from a list and sorts it", "items", "sorted(set({a}))", "[3, 1, 3]",
+     "[1, 3]"),
+    ("last", "returns the last item of a list", "items", "{a}[-1]", "[5, 6, 7]", "7"),
+)
+
+MEANINGS = (  # word, sense, opposite, what can be so
+    ("generous", "ready to give and to share", "mean", "the old king"),
+    ("fragile", "easy to break", "solid", "the bridge"),
+    ("ancient", "very old", "modern", "the town wall"),
+    ("brave", "not afraid of danger", "shy", "the small dog"),
+    ("rare", "not often seen", "common", "the blue flower"),
+    ("silent", "without any sound", "loud", "the whole street"),
+    ("humble", "not proud at all", "proud", "the winner"),
+    ("vast", "extremely large", "tiny", "the garden"),
+    ("weary", "very tired", "fresh", "the teacher"),
+    ("vivid", "bright and full of life", "pale", "the picture"),
+    ("scarce", "hard to get", "plenty", "clean water"),
+    ("clumsy", "not careful in moving", "skilled", "the new waiter"),
+)
+
+EVENTS = (  # event, what to say, wish
+    ("the birthday party", "I will bring the cake", "you can bring some music"),
+    ("the meeting", "I will be ten minutes late", "you can start without me"),
+    ("the broken window", "I am sorry for the noise", "we can talk about it"),
+    ("your kind help", "it made my day much easier", "I can help you in return"),
+    ("the garden", "the plants need water", "you find the time for it"),
+    ("the lost key", "it was on the kitchen table", "you can come and get it"),
+    ("the trip to the lake", "there is one more seat in the car", "you can join us"),
+    ("the school play", "the tickets are already sold", "we can watch it from the side"),
+)
+
+SYSTEMS = (
+    "You are a helpful assistant.", "You are a friendly teacher.", "Answer clearly and politely.",
+    "You explain things in simple words.", "You are a patient helper. Give short answers.",
+    "Be kind and exact.",
+)
+# fmt: on

@@ -1,0 +1,58 @@
+"""Templates with choices: the entropy of the synthetic conversations.
+
+A template picks among alternatives in brackets, [so|such], also nested, and then takes its {words}.
+"""
+
+import re
+from random import Random
+from typing import NamedTuple
+
+CHOICE = re.compile(r"\[([^\[\]]*)\]")
+SENTENCE_START = re.compile(r"(?:^|(?<=[.?!] ))[a-z]")
+
+OPENINGS = (
+    "[||||Sure. |Of course. |Good question. |Happy to help. |Let me see. |Gladly. |Here is what I can tell "
+    "you. |That is a nice question. ]"
+)
+CLOSINGS = (
+    "[||||| I hope this helps.| Let me know if you want more.| Feel free to ask again.| Have a nice day.|"
+    " Is there anything else you would like to know?]"
+)
+GREETINGS = "[|||||Hello. |Hi there. |I have a question. |Please help me. |Hello again. ]"
+THANKS = "[|||||| Thank you.| Please keep it short.| Please explain.| Thanks a lot.]"
+LATER_CLOSINGS = (
+    "[||||| Does that answer your question?| Tell me if something is not clear.| I hope that makes it clear.|"
+    " We can go on with another example if you like.| Ask me for more at any time.]"
+)
+CONNECTIVES = "[|||And |Thanks. |I see. |Nice. |Great. |One more question: ]"
+
+
+class Topic(NamedTuple):
+    """A question with its answer, and what may be asked next about the same."""
+
+    ask: str
+    answer: str
+    more: list[tuple[str, str]]
+
+
+def say(rng: Random, template: str, **words: object) -> str:
+    """One wording of the template. Words are put in last, so they may hold brackets."""
+    while "[" in template:
+        template = CHOICE.sub(lambda found: rng.choice(found[1].split("|")), template)
+    text = SENTENCE_START.sub(lambda found: found[0].upper(), template).format(**words)
+    return text[:1].upper() + text[1:]
+
+
+def closed(rng: Random, answer: str, closings: str) -> str:
+    """The answer with a closing sentence, which stands apart after a list, code or a letter."""
+    closing = say(rng, closings)
+    return answer + (closing.replace(" ", "\n\n", 1) if "\n" in answer else closing)
+
+
+def follow(rng: Random, ask: str, answer: str, **words: object) -> tuple[str, str]:
+    """A later question, which makes sense only after the first, and its answer."""
+    return say(rng, CONNECTIVES + ask, **words), closed(rng, say(rng, answer, **words), LATER_CLOSINGS)
+
+
+def shuffled(rng: Random, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return rng.sample(pairs, len(pairs))

@@ -1,0 +1,155 @@
+"""The engine in this process: transformers' `generate` in fixed batches, for small targets."""
+
+from collections.abc import Container, Generator, Iterable, Sequence
+from itertools import groupby, islice
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from specforge.config.steps import Regenerate
+from specforge.errors import UserError
+from specforge.files import digest
+from specforge.regenerate.engine import Completion, Dialogue
+from specforge.target.model import TargetFile
+
+WINDOW_BATCHES = 16
+
+Record = dict[str, Any]
+Prompt = tuple[Dialogue, list[int]]
+
+
+class LocalEngine:
+    """Every output is a function of records and settings, wherever an earlier run was killed.
+
+    A sampled token depends on the whole batch, so batches are cut from the input alone, never from what
+    is still to do, and a batch of which anything is missing is generated again as a whole.
+    """
+
+    repeatable = True
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, settings: Regenerate):
+        if tokenizer.chat_template is None:
+            raise UserError(f"target {tokenizer.name_or_path} has no chat template; choose a chat model.")
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.end_ids = _end_ids(model, tokenizer)
+        self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        # What is unset in a call comes from the model's own file, which may cut to the top k or penalise.
+        model.generation_config = _sampling(settings, self.end_ids, tokenizer.pad_token_id)
+
+    @classmethod
+    def load(cls, target: TargetFile, settings: Regenerate) -> "LocalEngine":
+        """On the GPU in bfloat16 where there is one, else on the CPU in float32."""
+        gpu = torch.cuda.is_available()
+        model = target.load(torch.bfloat16 if gpu else torch.float32, "cuda" if gpu else "cpu")
+        return cls(model, target.tokenizer(), settings)
+
+    def run(self, records: Iterable[Record], done: Container[str]) -> Generator[Record, None, None]:
+        """See Engine. The rows of a batch come together."""
+        size, records = self.settings.batch_size, iter(records)
+        while window := list(islice(records, size * WINDOW_BATCHES)):
+            # Alike conversations share a batch: fewer padded positions, fewer rows that wait.
+            window.sort(key=_extent)
+            for start in range(0, len(window), size):
+                batch = window[start : start + size]
+                if any(record["id"] not in done for record in batch):
+                    rows = self._converse(batch)
+                    yield from (row for row in rows if row["id"] not in done)
+
+    def _converse(self, batch: Sequence[Record]) -> list[Record]:
+        dialogues = [Dialogue(record) for record in batch]
+        turn = 0
+        while due := [dialogue for dialogue in dialogues if dialogue.due]:
+            prompts = [(dialogue, ids) for dialogue in due if (ids := self._prompt(dialogue))]
+            prompts.sort(key=self._room, reverse=True)
+            for room, group in groupby(prompts, key=self._room):
+                self._say(list(group), room, turn)
+            turn += 1
+        return [dialogue.row() for dialogue in dialogues]
+
+    def _prompt(self, dialogue: Dialogue) -> list[int] | None:
+        """Token ids up to the answer; fails the dialogue when there are none or no room is left."""
+        try:
+            ids = self.tokenizer.apply_chat_template(
+                dialogue.messages(), tools=dialogue.tools, add_generation_prompt=True, return_dict=True
+            )["input_ids"]
+        except TemplateError as error:
+            dialogue.fail(f"the target's chat template refuses the conversation: {error}")
+            return None
+        if self.context is not None and len(ids) >= self.context:
+            dialogue.fail(
+                f"the prompt has {len(ids)} tokens and leaves no room in the target's {self.context}"
+            )
+            return None
+        return ids
+
+    def _room(self, prompt: Prompt) -> int:
+        if self.context is None:
+            return self.settings.max_tokens
+        return min(self.settings.max_tokens, self.context - len(prompt[1]))
+
+    def _say(self, prompts: Sequence[Prompt], room: int, turn: int) -> None:
+        """One turn of dialogues that may all say up to `room` tokens."""
+        identities = [dialogue.record["id"] for dialogue, _ in prompts]
+        torch.manual_seed(int(digest(self.settings.seed, identities, turn), 16) >> 1)
+        for (dialogue, _), ids in zip(
+            prompts, self._generate([ids for _, ids in prompts], room), strict=True
+        ):
+            dialogue.answer(self._completion(ids))
+
+    @torch.inference_mode()
+    def _generate(self, prompts: Sequence[list[int]], room: int) -> list[list[int]]:
+        ids, mask = _pad_left(prompts, self.model.generation_config.pad_token_id)
+        try:
+            output = self.model.generate(
+                input_ids=ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                max_new_tokens=room,
+            )
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the GPU's memory is too small for {len(prompts)} conversations of {ids.shape[1] + room} "
+                "tokens at once; lower regenerate.batch_size."
+            ) from error
+        return output[:, ids.shape[1] :].tolist()
+
+    def _completion(self, ids: list[int]) -> Completion:
+        """Cuts at the first end token: what follows is padding."""
+        end = next((place for place, token in enumerate(ids) if token in self.end_ids), None)
+        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        return Completion(text, "length", len(ids)) if end is None else Completion(text, "stop", end + 1)
+
+
+def _extent(record: Record) -> tuple[int, int]:
+    """Number of answers, then characters before the first."""
+    turns = record["conversations"]
+    answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
+    return len(answers), sum(len(turn["content"]) for turn in turns[: answers[0] if answers else None])
+
+
+def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    named = model.generation_config.eos_token_id
+    ids = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
+    if not ids:
+        raise UserError(f"target {tokenizer.name_or_path} names no end token; set eos_token_id in its files.")
+    return sorted(ids)
+
+
+def _sampling(settings: Regenerate, end_ids: list[int], pad_id: int | None) -> GenerationConfig:
+    """The target's own distribution at this temperature: nothing else shapes it, as in the loss."""
+    sampled = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    return GenerationConfig(
+        **(sampled if settings.temperature else {"do_sample": False}),
+        eos_token_id=end_ids,
+        pad_token_id=end_ids[0] if pad_id is None else pad_id,
+    )
+
+
+def _pad_left(prompts: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, int64 [B, T]; the prompts end together, where generation begins."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask

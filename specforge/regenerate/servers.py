@@ -1,0 +1,174 @@
+"""Inference servers on this machine, for as long as a block runs."""
+
+import importlib.util
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import httpx
+
+from specforge.errors import UserError
+from specforge.progress import Progress
+
+HOST = "127.0.0.1"
+POLL_SECONDS = 0.5
+STOP_SECONDS = 15.0
+LOG_LINES = 15
+
+log = logging.getLogger("specforge")
+
+Command = Callable[[int], Sequence[str]]
+"""The words that start a server in the foreground on a port of HOST."""
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """A server's process, the leader of a group of its own, and where its words go."""
+
+    url: str
+    process: subprocess.Popen
+    log: Path
+
+    def healthy(self, client: httpx.Client) -> bool:
+        """Whether it takes requests. Raises UserError, with its last words, when it has ended."""
+        if self.process.poll() is not None:
+            raise UserError(
+                f"the inference server ended with status {self.process.returncode} while it started; "
+                f"{self.log} ends with:\n{self.last_words()}"
+            )
+        try:
+            # Not every OpenAI-compatible server has /health.
+            return any(client.get(self.url + path).is_success for path in ("/health", "/v1/models"))
+        except httpx.TransportError:
+            return False
+
+    def last_words(self) -> str:
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
+
+    def stop(self) -> None:
+        """Ends the whole group: an engine's workers outlive a leader that was killed."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_SECONDS)
+
+
+def sglang_command(model: str, revision: str | None, tp_size: int) -> Command:
+    """Raises UserError when SGLang is not installed."""
+    if importlib.util.find_spec("sglang") is None:
+        raise UserError(
+            "regenerate.engine is 'sglang', which is not installed; "
+            "run pip install \"specforge-opd[sglang]\" or set regenerate.engine to 'transformers'."
+        )
+    words = [sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--tp-size", str(tp_size)]
+    words += ["--revision", revision] if revision else []
+    # The model's file may cut to the top k; the losses are about its uncut distribution.
+    words += ["--host", HOST, "--sampling-defaults", "openai"]
+    return lambda port: [*words, "--port", str(port)]
+
+
+@contextmanager
+def running_servers(
+    command: Command, *, count: int, gpus_each: int, logs: Path, timeout: float = 1800.0
+) -> Iterator[list[str]]:
+    """Yields the URLs of `count` healthy servers; they are stopped however the block ends, SIGTERM included.
+
+    Each sees `gpus_each` GPUs of its own; 0 leaves the environment as it is. Raises UserError when one
+    ends while it starts or is not healthy within `timeout` seconds.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    slices = _gpu_slices(count, gpus_each)
+    with _sigterm_unwinds(), ExitStack() as stack:
+        servers = []
+        for number, (port, gpus) in enumerate(zip(_free_ports(count), slices, strict=True)):
+            server = _start(command(port), port, gpus, logs / f"server-{number}.log")
+            stack.callback(server.stop)
+            servers.append(server)
+        _await_health(servers, timeout)
+        yield [server.url for server in servers]
+
+
+def _start(words: Sequence[str], port: int, gpus: str | None, path: Path) -> LocalServer:
+    environment = os.environ | ({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus})
+    with path.open("wb") as file:
+        # A group of its own: Ctrl-C reaches us alone, and we stop the server with all it started.
+        process = subprocess.Popen(
+            words,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    log.info("starting an inference server on port %d; its words go to %s", port, path)
+    return LocalServer(f"http://{HOST}:{port}", process, path)
+
+
+def _await_health(servers: Sequence[LocalServer], timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    progress = Progress("inference servers", len(servers), "ready", every=30.0)
+    waiting = list(servers)
+    with httpx.Client(timeout=10.0, trust_env=False) as client:
+        while True:
+            still = [server for server in waiting if not server.healthy(client)]
+            progress.advance(len(waiting) - len(still))
+            waiting = still
+            if not waiting:
+                return
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"the inference server at {waiting[0].url} was not ready after {timeout:.0f} s; "
+                    f"{waiting[0].log} ends with:\n{waiting[0].last_words()}"
+                )
+            time.sleep(POLL_SECONDS)
+
+
+def _gpu_slices(count: int, each: int) -> list[str | None]:
+    if not each:
+        return [None] * count
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = [str(n) for n in range(count * each)] if visible is None else visible.split(",") if visible else []
+    if len(gpus) < count * each:
+        raise UserError(
+            f"regenerate: {count} servers of {each} GPUs need {count * each}, and CUDA_VISIBLE_DEVICES names "
+            f"{len(gpus)}; lower num_servers or tp_size."
+        )
+    return [",".join(gpus[n * each : (n + 1) * each]) for n in range(count)]
+
+
+def _free_ports(count: int) -> list[int]:
+    """All are held until the last is found, so that no two are the same."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((HOST, 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """SIGTERM ends a Python process without its `finally` blocks; here it raises SystemExit instead."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,173 @@
+"""Evaluate one draft by real speculative decoding of held-out prompts against the target."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig
+
+from specforge.config.steps import Evaluate
+from specforge.data.chat import ChatEncoder
+from specforge.errors import UserError
+from specforge.eval.decode import Decoded, Limits, decode_plain, decode_speculative
+from specforge.eval.prompts import Prompt, read_prompts
+from specforge.eval.stats import accept_rate_by_position, ratio_interval
+from specforge.files import digest, read_jsonl, sha256_file, write_json
+from specforge.journal import Journal
+from specforge.model.files import aux_layers_of, load_draft
+from specforge.progress import Progress
+from specforge.target.model import Target, TargetFile
+
+log = logging.getLogger("specforge")
+
+
+class Bench:
+    """Target and draft side by side, and the seeds that make runs of a sweep comparable prompt by prompt."""
+
+    def __init__(self, source: TargetFile, draft: Path, chat_template: str | None, settings: Evaluate):
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = getattr(torch, settings.dtype)
+        self.settings = settings
+        self.draft = load_draft(draft, dtype, device)
+        self.target = Target(source.load(dtype, device), aux_layers_of(self.draft.config))
+        self.encoder = ChatEncoder(source.tokenizer(), chat_template)
+        self.device = device
+        ends = _end_tokens(self.target.model.generation_config, self.encoder)
+        self.limits = Limits(settings.max_new_tokens, settings.num_draft_tokens, ends)
+
+    @property
+    def room(self) -> int:
+        """Prompt tokens that leave room for the answer and a last round's surplus."""
+        context = self.target.model.config.get_text_config().max_position_embeddings
+        return context - self.settings.max_new_tokens - 2 * self.settings.num_draft_tokens - 2
+
+    def _generator(self, number: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(self.settings.seed * 1_000_003 + number)
+
+    def row(self, prompt: Prompt, number: int, temperature: float) -> dict:
+        """One prompt decoded both ways; plain decoding above temperature 0 only where its time is wanted."""
+        ids = prompt.ids.to(self.device)
+        plain = None
+        if temperature == 0 or number < self.settings.speed_prompts:
+            plain = decode_plain(self.target, ids, self.limits, temperature, self._generator(number))
+        generator = self._generator(number)
+        spec = decode_speculative(self.target, self.draft, ids, self.limits, temperature, generator)
+        row = {
+            "id": f"{temperature:g}|{prompt.id}",
+            "prompt": prompt.id,
+            "temperature": temperature,
+            "tokens": len(spec.tokens) - 1,
+            "rounds": spec.rounds,
+            "seconds": spec.seconds,
+        }
+        if plain is not None:
+            row |= {"plain_tokens": len(plain.tokens) - 1, "plain_seconds": plain.seconds}
+        if temperature == 0:
+            row["mismatch"] = _mismatch(prompt.id, plain, spec, self.limits.max_new_tokens)
+        return row
+
+
+def _end_tokens(generation: GenerationConfig, encoder: ChatEncoder) -> frozenset[int]:
+    ends = generation.eos_token_id if generation.eos_token_id is not None else []
+    return frozenset({*(ends if isinstance(ends, list) else [ends]), encoder.tokenizer.eos_token_id})
+
+
+def _mismatch(prompt: str, plain: Decoded, spec: Decoded, count: int) -> dict | None:
+    """Where the speculative text first leaves the target's own greedy text, and how near the tie was there."""
+    texts = zip(plain.tokens, spec.tokens, strict=False)
+    for position, (own, other) in enumerate(texts):
+        if own != other:
+            return {"prompt": prompt, "position": position, "logit_gap": plain.gaps[position]}
+    if len(plain.tokens) != min(len(spec.tokens), count):
+        return {"prompt": prompt, "position": min(len(plain.tokens), len(spec.tokens)), "logit_gap": None}
+    return None
+
+
+def evaluate(
+    *,
+    target: str,
+    draft: str,
+    prompts: str,
+    settings: dict,
+    chat_template: str | None,
+    ablation: str,
+    lr: str,
+    code: str,
+    output: str,
+    work: str,
+    threads: int,
+) -> dict:
+    """Writes eval.json: accept length, accept rate by position, speed-up and losslessness at each temperature.
+
+    Finished prompts are journaled in `work`, so a killed evaluation asks only for the rest. In fp32 a text that
+    differs from the target's own greedy text raises UserError; in bf16 it is counted with its logit gap.
+    """
+    torch.set_num_threads(threads)
+    options, source = Evaluate(**settings), TargetFile.read(target)
+    bench = Bench(source, Path(draft).parent, chat_template, options)
+    chosen, skipped = read_prompts(Path(prompts), bench.encoder, options.num_prompts, bench.room)
+    key = digest(settings, chat_template, code, source.sha256, sha256_file(Path(draft)), sha256_file(Path(prompts)))
+    journal = Path(work) / key / "journal.jsonl"
+    _decode_all(bench, chosen, journal, f"evaluate {ablation} lr{lr}")
+    rows = list(read_jsonl(journal))
+    report = {
+        "run": {"ablation": ablation, "lr": lr},
+        "target": source.model,
+        "num_prompts": len(chosen),
+        "skipped_long_prompts": skipped,
+        **options.model_dump(mode="json", include={"num_draft_tokens", "max_new_tokens", "dtype", "seed"}),
+        "lossless": _lossless(rows, options.dtype),
+        "temperatures": {f"{t:g}": _summary(rows, t, options) for t in options.temperatures},
+    }
+    write_json(Path(output), report)
+    return report
+
+
+def _decode_all(bench: Bench, prompts: list[Prompt], path: Path, label: str) -> None:
+    journal = Journal(path)
+    work = list(_work(bench, prompts))
+    progress = Progress(label, len(work), "prompts", done=sum(row_id in journal for row_id, *_ in work))
+    with journal:
+        for row_id, prompt, number, temperature in work:
+            if row_id not in journal:
+                journal.append(bench.row(prompt, number, temperature))
+                progress.advance()
+
+
+def _work(bench: Bench, prompts: list[Prompt]) -> Iterator[tuple[str, Prompt, int, float]]:
+    for temperature in bench.settings.temperatures:
+        for number, prompt in enumerate(prompts):
+            yield f"{temperature:g}|{prompt.id}", prompt, number, temperature
+
+
+def _lossless(rows: list[dict], dtype: str) -> dict:
+    checked = [row for row in rows if "mismatch" in row]
+    mismatches = [row["mismatch"] for row in checked if row["mismatch"]]
+    if mismatches and dtype == "float32":
+        first = mismatches[0]
+        raise UserError(
+            f"Speculative text differs from the target's own greedy text on {len(mismatches)} of {len(checked)} "
+            f"prompts, first at token {first['position']} of {first['prompt']} (logit gap {first['logit_gap']}); "
+            "in fp32 this is a defect, please report it with the draft's manifest."
+        )
+    return {"checked": len(checked), "mismatches": mismatches}
+
+
+def _summary(rows: list[dict], temperature: float, options: Evaluate) -> dict:
+    own = [row for row in rows if row["temperature"] == temperature]
+    spoken = [row for row in own if row["rounds"]]  # a text whose first token ends it took no round
+    timed = [row for row in spoken if row.get("plain_tokens")]
+    ratio = {"samples": options.bootstrap_samples, "seed": options.seed}
+    tokens, rounds = [row["tokens"] for row in spoken], [len(row["rounds"]) for row in spoken]
+    speculative = [row["seconds"] * row["plain_tokens"] / row["tokens"] for row in timed]
+    return {
+        "accept_length": ratio_interval(tokens, rounds, **ratio),
+        "accept_rate_by_position": accept_rate_by_position(
+            [pair for row in spoken for pair in row["rounds"]], options.num_draft_tokens
+        ),
+        "speedup": ratio_interval([row["plain_seconds"] for row in timed], speculative, **ratio),
+        "prompts": [
+            {"id": row["prompt"], "tokens": row["tokens"], "rounds": len(row["rounds"])} for row in spoken
+        ],
+    }

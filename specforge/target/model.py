@@ -1,0 +1,87 @@
+"""The frozen target as training and evaluation see it: features of three layers, final states, logits."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from specforge.errors import UserError
+from specforge.files import read_json
+
+
+@dataclass(frozen=True)
+class TargetFile:
+    """target.json: where the weights are and what they are."""
+
+    model: str
+    revision: str | None
+    sha256: str
+
+    @classmethod
+    def read(cls, path: str | Path) -> "TargetFile":
+        content = read_json(Path(path))
+        return cls(content["model"], content["revision"], content["sha256"])
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return AutoTokenizer.from_pretrained(self.model, revision=self.revision)
+
+    def config(self) -> Any:
+        return AutoConfig.from_pretrained(self.model, revision=self.revision)
+
+    def load(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
+        """The causal language model in eval mode, without gradients; safetensors only."""
+        model = AutoModelForCausalLM.from_pretrained(
+            self.model, revision=self.revision, dtype=dtype, use_safetensors=True
+        )
+        return model.to(device).eval().requires_grad_(False)
+
+
+def aux_layers(num_layers: int, chosen: tuple[int, ...] | None) -> tuple[int, int, int]:
+    """The three target layers (0-based) whose outputs the draft reads: the EAGLE-3 rule 1, N/2-1, N-4 or `chosen`.
+
+    Raises UserError when the target is too shallow for the rule, or for the chosen ids.
+    """
+    if chosen is None:
+        if num_layers < 8:
+            raise UserError(
+                f"train.aux_layers: a target of {num_layers} layers is too shallow for the EAGLE-3 rule "
+                "(1, N/2-1, N-4); name three layers, such as [0, 1, 2]."
+            )
+        return 1, num_layers // 2 - 1, num_layers - 4
+    if chosen[-1] > num_layers - 2:
+        raise UserError(
+            f"train.aux_layers: layer {chosen[-1]} is not below the last of the target's {num_layers} layers "
+            f"(0..{num_layers - 1}); choose ids up to {num_layers - 2}."
+        )
+    return chosen
+
+
+class Target:
+    """A frozen causal language model whose decoder layers' outputs are read as they pass."""
+
+    def __init__(self, model: nn.Module, layers: tuple[int, ...]):
+        self.model, self.layers = model, layers
+        self.decoder = model.get_decoder()
+        self.embed = model.get_input_embeddings()
+        self.head = model.get_output_embeddings()
+        self._seen: dict[int, Tensor] = {}
+        for layer in layers:
+            self.decoder.layers[layer].register_forward_hook(self._keeper(layer))
+
+    def _keeper(self, layer: int):
+        def keep(module: nn.Module, args: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
+            self._seen[layer] = output if isinstance(output, Tensor) else output[0]
+
+        return keep
+
+    def __call__(self, ids: Tensor, cache: Any = None) -> tuple[Tensor, Tensor]:
+        """int64 ids [B, T] (right-padded is fine: attention is causal) to features [B, T, 3H], final states [B, T, H].
+
+        With a transformers cache, `ids` continue what it holds and it grows by T.
+        """
+        final = self.decoder(input_ids=ids, past_key_values=cache, use_cache=cache is not None).last_hidden_state
+        features = torch.cat([self._seen.pop(layer) for layer in self.layers], dim=-1)
+        return features, final

@@ -1,0 +1,242 @@
+import json
+import threading
+from collections import Counter, defaultdict
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from tiny import make_conversations
+
+from specforge.config.steps import Regenerate
+from specforge.errors import UserError
+from specforge.regenerate.http import HttpEngine
+
+
+class Fake(ThreadingHTTPServer):
+    """Answers with what `reply` returns for a request: (status, JSON), or None to hang up."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, reply):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.reply, self.seen, self.lock = reply, [], threading.Lock()
+        self.now = self.peak = 0
+
+    def handle_error(self, request, client_address):
+        """A client that hangs up is part of the tests."""
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.seen.append((self.path, dict(self.headers), body))
+            self.server.now += 1
+            self.server.peak = max(self.server.peak, self.server.now)
+        answer = self.server.reply(body)
+        with self.server.lock:
+            self.server.now -= 1
+        if answer is None:
+            self.close_connection = True
+            return
+        status, content = answer
+        payload = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def log_message(self, *words):
+        """Silence."""
+
+
+def says(text, reason="stop", tokens=3):
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": reason}
+    return 200, {"choices": [choice], "usage": {"completion_tokens": tokens}}
+
+
+def echo(body):
+    return says(f"answer {len(body['messages'])} to {body['messages'][-1]['content']}")
+
+
+@contextmanager
+def serving(*replies):
+    servers = [Fake(reply) for reply in replies]
+    threads = [threading.Thread(target=server.serve_forever, args=(0.02,)) for server in servers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield servers
+    finally:
+        for server, thread in zip(servers, threads, strict=True):
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+def engine_for(servers, key=None, **changes):
+    options = {
+        "engine": "endpoint",
+        "endpoints": [server.url for server in servers],
+        "max_tokens": 9,
+    } | changes
+    settings = Regenerate(**options)
+    return HttpEngine(settings.endpoints, "tiny", settings, api_key=key, backoff=0.01)
+
+
+def rows_of(servers, records, done=(), **changes):
+    return {row["id"]: row for row in engine_for(servers, **changes).run(records, done)}
+
+
+def test_each_turn_is_asked_on_the_regenerated_history():
+    records = make_conversations(5)
+    with serving(echo) as servers:
+        rows = rows_of(servers, records, done={"c1"}, temperature=0.5, top_p=0.9)
+    assert sorted(rows) == ["c0", "c2", "c3", "c4"]
+    turns = rows["c2"]["conversations"]
+    assert [turn["content"][:8] for turn in turns if turn["role"] == "assistant"] == [
+        "answer 1",
+        "answer 3",
+        "answer 5",
+    ]
+    assert [turn for turn in turns if turn["role"] == "user"] == records[2]["conversations"][::2]
+    assert rows["c2"]["tokens"] == 9
+    assert rows["c0"]["conversations"][0] == {"role": "system", "content": "Be brief."}
+    path, _, body = max(servers[0].seen, key=lambda request: len(request[2]["messages"]))
+    assert path == "/v1/chat/completions"
+    assert body["messages"][1] == {"role": "assistant", "content": turns[1]["content"]}
+    assert (body["model"], body["temperature"], body["top_p"], body["max_tokens"]) == ("tiny", 0.5, 0.9, 9)
+
+
+def test_seeds_are_of_the_turn_and_repeat():
+    def seeds(**changes):
+        with serving(echo) as servers:
+            rows_of(servers, make_conversations(6), **changes)
+        return {json.dumps(body["messages"]): body["seed"] for _, _, body in servers[0].seen}
+
+    first = seeds()
+    assert len(set(first.values())) == len(first) == 12
+    assert first == seeds(concurrency=1)
+    assert set(first.values()).isdisjoint(seeds(seed=1).values())
+
+
+@pytest.mark.parametrize(
+    "fault", [(500, {"error": "boom"}), (429, {"error": {"message": "slow down"}}), None]
+)
+def test_passing_faults_are_tried_again(fault):
+    asked = Counter()
+
+    def reply(body):
+        asked[body["seed"]] += 1
+        return fault if asked[body["seed"]] < 3 else echo(body)
+
+    with serving(reply) as servers:
+        rows = rows_of(servers, make_conversations(4))
+    assert not any("error" in row for row in rows.values())
+    assert set(asked.values()) == {3}
+
+
+def test_a_refusal_fails_only_its_conversation_and_is_not_repeated():
+    def reply(body):
+        if "(2)" in body["messages"][-1]["content"]:
+            return 400, {"error": {"message": "too many tokens"}}
+        return echo(body)
+
+    with serving(reply) as servers:
+        rows = rows_of(servers, make_conversations(4))
+    assert rows["c2"] == {"id": "c2", "error": "turn 2: HTTP 400: too many tokens"}
+    assert sum("error" in row for row in rows.values()) == 1
+    assert sum("(2)" in body["messages"][-1]["content"] for _, _, body in servers[0].seen) == 1
+
+
+def test_a_lasting_fault_is_given_up():
+    with serving(lambda body: (503, {"detail": "loading"})) as servers:
+        rows = rows_of(servers, make_conversations(1))
+    assert rows["c0"]["error"] == "turn 3: HTTP 503: loading"
+    assert len(servers[0].seen) == 6
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        (says("  \n"), "empty completion"),
+        (says(None, "tool_calls"), "empty completion (finish reason tool_calls)"),
+        ((200, {"choices": []}), "no chat completion"),
+        ((200, ["x"]), "no chat completion"),
+    ],
+)
+def test_useless_answers_are_error_rows(answer, cause):
+    with serving(lambda body: answer) as servers:
+        (row,) = rows_of(servers, make_conversations(1)).values()
+    assert cause in row["error"]
+
+
+def test_a_conversation_stays_on_its_server_and_load_is_level():
+    barrier = threading.Barrier(4, timeout=5)
+
+    def meet(body):
+        if len(body["messages"]) <= 2:
+            barrier.wait()  # two conversations on each server at once, or this breaks
+        return echo(body)
+
+    with serving(meet, meet) as servers:
+        rows_of(servers, make_conversations(4), concurrency=2)
+    homes = defaultdict(set)
+    for server in servers:
+        assert server.peak == 2
+        for _, _, body in server.seen:
+            homes[next(m["content"] for m in body["messages"] if m["role"] == "user")].add(server.url)
+    assert len(homes) == 4
+    assert all(len(urls) == 1 for urls in homes.values())
+
+
+def test_conversations_of_a_dying_server_move_on():
+    alive = Counter()
+
+    def dying(body):
+        alive["answers"] += 1
+        return echo(body) if alive["answers"] <= 3 else None
+
+    records = make_conversations(12)
+    with serving(dying, echo) as servers:
+        rows = rows_of(servers, records, concurrency=2)
+    assert sorted(rows) == sorted(record["id"] for record in records)
+    assert not any("error" in row for row in rows.values())
+
+
+def test_without_any_server_the_run_ends_in_one_sentence_and_keeps_what_it_has():
+    asked = Counter()
+
+    def dying(body):
+        asked["all"] += 1
+        return echo(body) if asked["all"] <= 2 else None
+
+    with serving(dying) as servers:
+        rows = engine_for(servers, concurrency=1).run(make_conversations(3), ())
+        assert next(rows)["id"] == "c0"
+        with pytest.raises(UserError, match=r"no server answers any more.*run again"):
+            next(rows)
+
+
+def test_the_key_is_sent_but_never_logged(caplog):
+    caplog.set_level("DEBUG")
+    with serving(echo) as servers:
+        list(engine_for(servers, key="sk-secret").run(make_conversations(1), ()))
+    headers = servers[0].seen[0][1]
+    assert headers["Authorization"] == "Bearer sk-secret"
+    assert "sk-secret" not in caplog.text
+
+
+def test_stopping_early_ends_what_is_under_way():
+    with serving(echo) as servers:
+        rows = engine_for(servers, concurrency=2).run(make_conversations(50), ())
+        next(rows)
+        rows.close()
+        assert len(servers[0].seen) < 20

@@ -1,0 +1,176 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from specforge.config.steps import Prepare
+from specforge.errors import UserError
+from specforge.files import read_json, read_jsonl, sha256_file
+from specforge.steps.prep_dataset import prep_dataset
+
+
+def chat(*texts, **keys):
+    roles = ("user", "assistant")
+    return {
+        **keys,
+        "conversations": [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)],
+    }
+
+
+GOOD = [chat(f"Question {n}?", f"Answer {n}.", id=f"row-{n}") for n in range(40)]
+BAD = {
+    "empty_turn": chat("Hi?", "", id="e"),
+    "duplicate_id": chat("Other?", "Yes.", id="row-0"),
+    "duplicate_conversation": chat("Question 1?", "Answer 1.", id="again"),
+    "no_known_form": {"text": "x" * 2000},
+    "bad_characters": chat("Hi\ud800?", "Hello.", id="s"),
+}
+
+
+@pytest.fixture
+def prep(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(rows=None, *, dataset="rows.jsonl", sample_size=None, split_eval=True, seed=0, **options):
+        if rows is not None:
+            lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+            Path("rows.jsonl").write_text("\n".join(lines) + "\n")
+        return prep_dataset(
+            dataset=dataset,
+            sample_size=sample_size,
+            split_eval=split_eval,
+            seed=seed,
+            settings=Prepare(**{"test_share": 0.2, **options}).model_dump(mode="json"),
+            train="out/train.jsonl",
+            test="out/test.jsonl" if split_eval else None,
+            rejected="out/rejected.jsonl",
+            summary="out/summary.json",
+        )
+
+    return run
+
+
+def rows_of(name):
+    return list(read_jsonl(Path(f"out/{name}.jsonl")))
+
+
+def test_every_row_is_kept_or_rejected_with_its_reason(prep):
+    summary = prep([*GOOD, *BAD.values(), "{oops", "", "[1]"], max_rejected_share=0.5)
+    reasons = [*BAD, "unreadable", "not_an_object"]
+    assert summary["rejected_by_reason"] == dict.fromkeys(sorted(reasons), 1)
+    assert (summary["read"], summary["kept"], summary["rejected"]) == (47, 40, 7)
+    assert summary["train"] + summary["test"] == 40
+    assert (summary["train"], summary["test"]) == (len(rows_of("train")), len(rows_of("test")))
+    rejected = rows_of("rejected")
+    assert [(row["line"], row["reason"]) for row in rejected] == [
+        *enumerate(BAD, 41), (46, "unreadable"), (48, "not_an_object"),
+    ]  # fmt: skip
+    assert [row["row"] for row in rejected] == list(range(41, 48))
+    assert all(row["detail"] and 0 < len(row["raw"]) <= 500 for row in rejected)
+    assert summary == read_json(Path("out/summary.json"))
+    assert summary["sha256"] == {side: sha256_file(Path(f"out/{side}.jsonl")) for side in ("train", "test")}
+    assert sorted(p.name for p in Path("out").iterdir()) == [
+        "rejected.jsonl", "summary.json", "test.jsonl", "train.jsonl",
+    ]  # fmt: skip
+
+
+def test_equal_input_gives_equal_bytes(prep):
+    first = prep(dataset="synthetic", sample_size=80)
+    assert prep(dataset="synthetic", sample_size=80) == first
+    assert prep(dataset="synthetic", sample_size=80, seed=1)["sha256"] != first["sha256"]
+
+
+def test_the_sample_is_the_first_usable_rows(prep):
+    summary = prep([BAD["empty_turn"], *GOOD], sample_size=10, split_eval=False, max_rejected_share=0.5)
+    assert [row["id"] for row in rows_of("train")] == [f"row-{n}" for n in range(10)]
+    assert (summary["read"], summary["kept"], summary["rejected"]) == (11, 10, 1)
+    assert (summary["test"], summary["sha256"]["test"]) == (0, None)
+    assert not Path("out/test.jsonl").exists()
+
+
+def test_a_short_source_is_noted(prep, caplog):
+    summary = prep(GOOD, sample_size=50)
+    assert summary["notes"] == {"fewer_than_sample_size": 10}
+    assert "only 40 are usable" in caplog.text
+
+
+def test_what_is_left_out_is_noted(prep):
+    summary = prep([*GOOD, chat("Hi?", "Hello.", "And?", id="cut", lang="en")])
+    assert summary["notes"] == {"unanswered_last_turns_cut": 1, "rows_with_unused_keys": 1}
+
+
+def test_no_test_prompt_is_in_training(prep):
+    rows = [chat(f"Question {n % 30}", f"Answer {n}.", f"QUESTION {n % 7}?", "Yes.") for n in range(120)]
+    rows += [chat(f"Only {n}?", "Yes.") for n in range(20)]
+    summary = prep(rows)
+    said = {
+        turn["content"].casefold().strip("?")
+        for row in rows_of("train") for turn in row["conversations"] if turn["role"] == "user"
+    }  # fmt: skip
+    assert not {row["conversations"][0]["content"].casefold().strip("?") for row in rows_of("test")} & said
+    assert summary["train"] + summary["test"] == summary["kept"] == 140
+
+
+def test_a_moved_prompt_is_counted(prep):
+    prep(GOOD)
+    held = rows_of("test")
+    leaking = chat(
+        rows_of("train")[0]["conversations"][0]["content"],
+        "Yes.",
+        held[0]["conversations"][0]["content"],
+        "No.",
+    )
+    summary = prep([*GOOD, leaking])
+    assert summary["notes"] == {"test_conversations_moved_to_train": 1}
+    assert summary["test"] == len(held) - 1
+
+
+def test_too_many_rejections_stop_the_step_after_they_are_listed(prep):
+    with pytest.raises(UserError, match=r"5 of 45 rows are unusable .*line 41: .*max_rejected_share, 0\.05"):
+        prep([*GOOD, *BAD.values()])
+    assert len(rows_of("rejected")) == 5
+    assert [p.name for p in Path("out").iterdir()] == ["rejected.jsonl"]
+
+
+def test_nothing_usable_is_an_error_at_any_share(prep):
+    with pytest.raises(UserError, match="so none is left"):
+        prep([BAD["empty_turn"]], max_rejected_share=1.0)
+    with pytest.raises(UserError, match="holds no rows"):
+        prep([])
+
+
+@pytest.mark.parametrize(("share", "side"), [(0.0, "test"), (1.0, "train")])
+def test_an_empty_side_is_an_error(prep, share, side):
+    with pytest.raises(
+        UserError, match=f"the {side} side of 40 conversations is empty at prepare.test_share {share:g}"
+    ):
+        prep(GOOD, test_share=share)
+
+
+def test_a_row_nested_too_deeply_is_rejected(prep):
+    tools = [{"a": 1}]
+    deep = '{"id": "d", "tools": [{"a": ' + "[" * 900 + "]" * 900 + "}], "
+    turns = json.dumps({"conversations": GOOD[0]["conversations"]})[1:]
+    summary = prep([*GOOD[1:], chat("Tools?", "Yes.", tools=tools), deep + turns], max_rejected_share=0.5)
+    assert summary["read"] == summary["kept"] + summary["rejected"] == 41
+
+
+row_lines = st.one_of(
+    st.sampled_from([json.dumps(row) for row in [*GOOD[:6], *BAD.values()]]),
+    st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), max_size=20),
+    st.builds(lambda roles: json.dumps({"messages": [{"role": r, "content": "x"} for r in roles]}),
+              st.lists(st.sampled_from(["user", "assistant", "system", "tool", "x"]), max_size=5)),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(row_lines, max_size=12))
+def test_each_row_ends_in_exactly_one_place(prep, lines):
+    anchor = [chat("Anchor?", "Yes.", id="anchor")]
+    summary = prep([*anchor, *lines], split_eval=False, max_rejected_share=1.0)
+    rows = 1 + sum(bool(line.strip()) for line in lines)
+    assert summary["read"] == rows == len(rows_of("train")) + len(rows_of("rejected"))
+    assert (summary["kept"], summary["rejected"]) == (len(rows_of("train")), len(rows_of("rejected")))
+    assert sum(summary["rejected_by_reason"].values()) == summary["rejected"]
