@@ -29,16 +29,16 @@ class TinyTarget(Section):
 
     vocab_size: Annotated[Int, Field(ge=300)] = 2048
     hidden_size: Annotated[Int, Field(ge=8)] = 128
-    intermediate_size: Annotated[Int, Field(ge=8)] = 384
+    intermediate_size: Annotated[Int, Field(ge=8)] = 256
     num_layers: Annotated[Int, Field(ge=2)] = 4
     num_heads: Annotated[Int, Field(ge=1)] = 4
     num_kv_heads: Annotated[Int, Field(ge=1)] = 2
     head_dim: Annotated[Int, Field(ge=2)] = 32
     max_position_embeddings: Annotated[Int, Field(ge=64)] = 2048
     aux_layers: tuple[Int, ...] = (0, 1, 2)
-    steps: Annotated[Int, Field(ge=1)] = 260
-    batch_tokens: Annotated[Int, Field(ge=64)] = 2048
-    lr: Annotated[float, Field(gt=0)] = 4e-3
+    steps: Annotated[Int, Field(ge=1)] = 700
+    batch_tokens: Annotated[Int, Field(ge=64)] = 1024
+    lr: Annotated[float, Field(gt=0)] = 5e-3
     seed: Int = 0
 
     @model_validator(mode="after")
@@ -54,7 +54,7 @@ class Regenerate(Section):
 
     engine: Literal["transformers", "sglang", "endpoint"] = "transformers"
     endpoints: tuple[str, ...] = ()
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.8
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.6
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: Annotated[Int, Field(ge=1)] = 192
     batch_size: Annotated[Int, Field(ge=1)] = 64
@@ -79,7 +79,7 @@ class Regenerate(Section):
 class Preprocess(Section):
     """preprocess_dataset: token ids, loss masks and the draft vocabulary."""
 
-    draft_vocab_size: Annotated[Int, Field(ge=1)] = 1024
+    draft_vocab_size: Annotated[Int, Field(ge=1)] = 768
     chat_template: str | None = None
     min_supervised_share: Share = 0.02
     min_coverage: Share = 0.9
@@ -88,7 +88,7 @@ class Preprocess(Section):
 class Train(Section):
     """run_training: what all runs of a sweep share."""
 
-    batch_size: Annotated[Int, Field(ge=1)] = 16
+    batch_size: Annotated[Int, Field(ge=1)] = 8
     ttt_length: Annotated[Int, Field(ge=1)] = 7
     loss_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
     opd_temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -114,11 +114,11 @@ class Train(Section):
 class Evaluate(Section):
     """evaluate: chain speculative decoding on held-out prompts."""
 
-    num_prompts: Annotated[Int, Field(ge=2)] = 48
-    max_new_tokens: Annotated[Int, Field(ge=2)] = 64
+    num_prompts: Annotated[Int, Field(ge=2)] = 40
+    max_new_tokens: Annotated[Int, Field(ge=2)] = 48
     num_draft_tokens: Annotated[Int, Field(ge=1)] = 7
     temperatures: Annotated[tuple[Annotated[float, Field(ge=0, le=2)], ...], Field(min_length=1)] = (0.0, 1.0)
-    speed_prompts: Annotated[Int, Field(ge=1)] = 12
+    speed_prompts: Annotated[Int, Field(ge=1)] = 8
     bootstrap_samples: Annotated[Int, Field(ge=100)] = 2000
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: Int = 0

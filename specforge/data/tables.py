@@ -4,11 +4,6 @@
 NAMES = ("Ada", "Ben", "Clara", "David", "Emma", "Farid", "Grace", "Hugo", "Ines", "Jonas", "Kira", "Leo",
          "Mina", "Noah")
 
-THINGS = (  # what is counted, and what it comes in
-    ("apples", "bags"), ("books", "boxes"), ("coins", "jars"), ("eggs", "cartons"), ("pencils", "packs"),
-    ("stamps", "sheets"), ("flowers", "bunches"), ("cookies", "tins"), ("cards", "decks"),
-    ("marbles", "bags"),
-)
 
 COUNTRIES = (  # country, capital, region, language, known for
     ("France", "Paris", "western Europe", "French", "its bread, its cheese and its museums"),
@@ -23,16 +18,6 @@ COUNTRIES = (  # country, capital, region, language, known for
     ("Sweden", "Stockholm", "northern Europe", "Swedish", "red houses, lakes and simple design"),
     ("Finland", "Helsinki", "northern Europe", "Finnish", "its many lakes, saunas and quiet forests"),
     ("Ireland", "Dublin", "western Europe", "English", "green hills, rain and good stories"),
-    ("Egypt", "Cairo", "northern Africa", "Arabic", "the great river, the desert and old tombs"),
-    ("Kenya", "Nairobi", "eastern Africa", "Swahili", "wide plains, lions and fast runners"),
-    ("Morocco", "Rabat", "northern Africa", "Arabic", "busy markets, mint tea and carpets"),
-    ("Japan", "Tokyo", "eastern Asia", "Japanese", "fast trains, gardens and fresh fish"),
-    ("China", "Beijing", "eastern Asia", "Chinese", "its long wall, tea and great cities"),
-    ("Thailand", "Bangkok", "southern Asia", "Thai", "warm beaches, temples and spicy food"),
-    ("Mexico", "Mexico City", "North America", "Spanish", "corn, bright colours and old pyramids"),
-    ("Cuba", "Havana", "the Caribbean", "Spanish", "old cars, dance and music"),
-    ("Peru", "Lima", "South America", "Spanish", "high mountains, old cities and potatoes"),
-    ("Chile", "Santiago", "South America", "Spanish", "its long coast, deserts and clear skies"),
 )
 
 ANIMALS = (  # animal, group, colour, food, home, skill
@@ -78,13 +63,6 @@ DISHES = (  # dish, base, extras, heat
      "Bake it in the oven"),
 )
 
-UNITS = (
-    ("hours", "minutes", 60), ("minutes", "seconds", 60), ("days", "hours", 24), ("weeks", "days", 7),
-    ("years", "months", 12),
-    ("meters", "centimeters", 100), ("kilometers", "meters", 1000), ("kilograms", "grams", 1000),
-    ("feet", "inches", 12),
-    ("liters", "milliliters", 1000), ("pounds", "ounces", 16),
-)
 
 SIZES = (  # comparative, superlative, things in rising order
     ("larger", "largest thing", ("an ant", "a mouse", "a cat", "a dog", "a horse", "an elephant", "a house",
@@ -103,23 +81,9 @@ SIZES = (  # comparative, superlative, things in rising order
 
 WEEK = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
-SORTABLE = ("apple", "bread", "cloud", "dance", "earth", "flower", "garden", "house", "island", "jacket",
-            "king", "lemon",
-            "mirror", "night", "ocean", "paper", "queen", "river", "sugar", "table", "under", "village",
-            "water", "yellow")
 
-RHYMES = (("mouse", "house"), ("cat", "hat"), ("tree", "bee"), ("star", "car"), ("light", "kite"),
-          ("bell", "shell"),
-          ("stone", "bone"), ("goat", "boat"), ("fox", "box"), ("bear", "chair"), ("moon", "spoon"),
-          ("ring", "string"))
 
-PLACES = ("by the sea", "at the edge of a forest", "in a small village", "near a wide river",
-          "on a quiet hill",
-          "in a city full of lights", "behind the old mill", "on a windy island")
 
-MORALS = ("a friend is worth more than gold", "it is good to share", "small things can be great",
-          "patience brings luck",
-          "one should not be afraid of the dark", "kind words cost nothing", "every day can surprise you")
 
 ADVICE = (  # goal, tips
     ("sleep better", ("go to bed at the same time every day", "leave your phone in another room",
@@ -184,16 +148,6 @@ MEANINGS = (  # word, sense, opposite, what can be so
     ("clumsy", "not careful in moving", "skilled", "the new waiter"),
 )
 
-EVENTS = (  # event, what to say, wish
-    ("the birthday party", "I will bring the cake", "you can bring some music"),
-    ("the meeting", "I will be ten minutes late", "you can start without me"),
-    ("the broken window", "I am sorry for the noise", "we can talk about it"),
-    ("your kind help", "it made my day much easier", "I can help you in return"),
-    ("the garden", "the plants need water", "you find the time for it"),
-    ("the lost key", "it was on the kitchen table", "you can come and get it"),
-    ("the trip to the lake", "there is one more seat in the car", "you can join us"),
-    ("the school play", "the tickets are already sold", "we can watch it from the side"),
-)
 
 SYSTEMS = (
     "You are a helpful assistant.", "You are a friendly teacher.", "Answer clearly and politely.",

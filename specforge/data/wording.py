@@ -10,20 +10,11 @@ from typing import NamedTuple
 CHOICE = re.compile(r"\[([^\[\]]*)\]")
 SENTENCE_START = re.compile(r"(?:^|(?<=[.?!] ))[a-z]")
 
-OPENINGS = (
-    "[||||Sure. |Of course. |Good question. |Happy to help. |Let me see. |Gladly. |Here is what I can tell "
-    "you. |That is a nice question. ]"
-)
-CLOSINGS = (
-    "[||||| I hope this helps.| Let me know if you want more.| Feel free to ask again.| Have a nice day.|"
-    " Is there anything else you would like to know?]"
-)
+OPENINGS = "[|||Of course. |Good question. |Happy to help. ]"
+CLOSINGS = "[|||| I hope this helps.| Let me know if you want more.]"
 GREETINGS = "[|||||Hello. |Hi there. |I have a question. |Please help me. |Hello again. ]"
 THANKS = "[|||||| Thank you.| Please keep it short.| Please explain.| Thanks a lot.]"
-LATER_CLOSINGS = (
-    "[||||| Does that answer your question?| Tell me if something is not clear.| I hope that makes it clear.|"
-    " We can go on with another example if you like.| Ask me for more at any time.]"
-)
+LATER_CLOSINGS = "[|||| Does that answer your question?| I hope that makes it clear.]"
 CONNECTIVES = "[|||And |Thanks. |I see. |Nice. |Great. |One more question: ]"
 
 

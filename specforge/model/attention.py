@@ -4,38 +4,52 @@ At step i the query of position t sees the step-0 keys of positions <= t and, fr
 t alone (EAGLE-3, training-time test). The causal part is an ordinary flash attention; the i diagonal terms are
 merged into it by log-sum-exp. No mask matrix, no concatenated keys.
 
-Shapes: B batch, H query heads, G key-value heads, T positions, D head size, S later steps.
+Only some positions are unrolled (those that a loss needs), so queries and later keys are rows, M of the B*T places.
+
+Shapes: B batch, T positions, M rows, H query heads, G key-value heads, D head size, S later steps.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 
-def _repeat_heads(x: Tensor, heads: int) -> Tensor:
-    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+@dataclass(frozen=True)
+class Places:
+    """Where M rows sit in a batch: `index` int64 [M] counts through [B, T]."""
 
+    index: Tensor
+    batch: int
+    length: int
 
-def _sum_heads(grad: Tensor, kv_heads: int) -> Tensor:
-    if grad.shape[1] == kv_heads:
-        return grad
-    return grad.unflatten(1, (kv_heads, -1)).sum(2)
+    def spread(self, rows: Tensor) -> Tensor:
+        """Rows [M, H, ...] to [B, H, T, ...], zero where there is no row."""
+        grid = rows.new_zeros(self.batch * self.length, *rows.shape[1:])
+        grid[self.index] = rows
+        return grid.unflatten(0, (self.batch, self.length)).transpose(1, 2)
+
+    def gather(self, grid: Tensor) -> Tensor:
+        """Inverse of `spread`: [B, H, T, ...] to rows [M, H, ...]."""
+        return grid.transpose(1, 2).flatten(0, 1)[self.index]
 
 
 class _CpuFlash:
-    """The CPU's flash attention; the one way in public builds to its log-sum-exp and to a backward from a given one."""
+    """The CPU's flash attention; the one way to its log-sum-exp, and to a backward from a given one, is private."""
 
-    forward = staticmethod(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default)
-    backward = staticmethod(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default)
+    _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
     @classmethod
     def attend(cls, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        out, lse = cls.forward(q, k, v, 0.0, True, scale=scale)
-        return out, lse
+        """Causal attention of [B, H, T, D] tensors and its log-sum-exp [B, H, T]."""
+        return cls._forward(q, k, v, 0.0, True, scale=scale)
 
     @classmethod
     def gradients(cls, grad, q, k, v, out, lse, scale) -> tuple[Tensor, Tensor, Tensor]:
-        return cls.backward(grad, q, k, v, out, lse, 0.0, True, scale=scale)
+        """By q, k and v, for the softmax that `lse` normalises and its whole output `out`."""
+        return cls._backward(grad, q, k, v, out, lse, 0.0, True, scale=scale)
 
 
 class _Plain:
@@ -65,6 +79,14 @@ def _kernel(q: Tensor) -> type:
     return _CpuFlash if q.device.type == "cpu" else _Plain
 
 
+def _repeat_heads(x: Tensor, heads: int) -> Tensor:
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def _sum_heads(grad: Tensor, kv_heads: int) -> Tensor:
+    return grad if grad.shape[1] == kv_heads else grad.unflatten(1, (kv_heads, -1)).sum(2)
+
+
 class _UnrolledAttention(torch.autograd.Function):
     """Forward merges flash output and diagonal terms; backward gives flash the merged output and log-sum-exp.
 
@@ -73,16 +95,18 @@ class _UnrolledAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, later_k: Tensor | None, later_v: Tensor | None):
+    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, later_k, later_v, places: Places) -> Tensor:
         scale = q.shape[-1] ** -0.5
-        full_k, full_v = _repeat_heads(k, q.shape[1]), _repeat_heads(v, q.shape[1])
-        out, lse = _kernel(q).attend(q, full_k, full_v, scale)
+        heads = q.shape[1]
+        grid, lse_grid = _kernel(q).attend(places.spread(q), _repeat_heads(k, heads), _repeat_heads(v, heads), scale)
+        out, lse = places.gather(grid), places.gather(lse_grid)
         if later_k is not None:
-            scores = _diagonal(q, later_k) * scale
+            scores = _diagonal(q, later_k).mul_(scale)
             total = torch.logaddexp(lse, scores.logsumexp(0))
             out = out * (lse - total).exp().to(out.dtype)[..., None]
-            out = out + _weighted((scores - total).exp().to(out.dtype), later_v)
+            out += _weighted((scores - total).exp().to(out.dtype), later_v)
             lse = total
+        ctx.places, ctx.scale = places, scale
         ctx.save_for_backward(q, k, v, later_k, later_v, out, lse)
         return out
 
@@ -90,48 +114,54 @@ class _UnrolledAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         q, k, v, later_k, later_v, out, lse = ctx.saved_tensors
-        scale = q.shape[-1] ** -0.5
-        full_k, full_v = _repeat_heads(k, q.shape[1]), _repeat_heads(v, q.shape[1])
-        grad_q, grad_k, grad_v = _kernel(q).gradients(grad, q, full_k, full_v, out, lse, scale)
-        grad_k, grad_v = _sum_heads(grad_k, k.shape[1]), _sum_heads(grad_v, v.shape[1])
+        places, scale, heads = ctx.places, ctx.scale, q.shape[1]
+        grids = [places.spread(rows) for rows in (grad, q, out, lse)]
+        grad_grid, q_grid, out_grid, lse_grid = (grid.contiguous() for grid in grids)
+        keys, values = _repeat_heads(k, heads), _repeat_heads(v, heads)
+        by_q, by_k, by_v = _kernel(q).gradients(grad_grid, q_grid, keys, values, out_grid, lse_grid, scale)
+        by_q, by_k, by_v = places.gather(by_q), _sum_heads(by_k, k.shape[1]), _sum_heads(by_v, v.shape[1])
         if later_k is None:
-            return grad_q, grad_k, grad_v, None, None
-        weights = (_diagonal(q, later_k) * scale - lse).exp()
+            return by_q, by_k, by_v, None, None, None
+        weights = _diagonal(q, later_k).mul_(scale).sub_(lse).exp_()
         delta = (grad.float() * out.float()).sum(-1)
         by_score = (weights * (_diagonal(grad, later_v) - delta) * scale).to(q.dtype)
-        grad_q = grad_q + _weighted(by_score, later_k)
-        return grad_q, grad_k, grad_v, _spread(by_score, q, k.shape[1]), _spread(weights.to(q.dtype), grad, v.shape[1])
+        by_q = by_q + _weighted(by_score, later_k)
+        kv_heads = k.shape[1]
+        return by_q, by_k, by_v, _outer(by_score, q, kv_heads), _outer(weights.to(q.dtype), grad, kv_heads), None
 
 
 def _diagonal(x: Tensor, later: Tensor) -> Tensor:
-    """Dot products of x [B,H,T,D] with each later step's own row [S,B,G,T,D], fp32 [S,B,H,T]."""
+    """Dot products of x [M,H,D] with each later step's row of the same place [S,M,G,D]: fp32 [S,M,H]."""
     grouped = x.unflatten(1, (later.shape[2], -1))
-    return (grouped * later.unsqueeze(3)).float().sum(-1).flatten(2, 3)
+    return torch.einsum("mgrd,smgd->smgr", grouped, later).flatten(2).float()
 
 
 def _weighted(weights: Tensor, later: Tensor) -> Tensor:
-    """Sum over steps of weights [S,B,H,T] times rows [S,B,G,T,D], [B,H,T,D]."""
+    """Sum over steps of weights [S,M,H] times rows [S,M,G,D]: [M,H,D]."""
     grouped = weights.unflatten(2, (later.shape[2], -1))
-    return (grouped.unsqueeze(-1) * later.unsqueeze(3)).sum(0).flatten(1, 2)
+    return torch.einsum("smgr,smgd->mgrd", grouped, later).flatten(1, 2)
 
 
-def _spread(weights: Tensor, x: Tensor, kv_heads: int) -> Tensor:
-    """weights [S,B,H,T] times x [B,H,T,D], summed over the heads of a key-value group, [S,B,G,T,D]."""
-    product = weights.unsqueeze(-1) * x
-    return product.unflatten(2, (kv_heads, -1)).sum(3)
+def _outer(weights: Tensor, x: Tensor, kv_heads: int) -> Tensor:
+    """weights [S,M,H] times x [M,H,D], summed over the heads of a key-value group: [S,M,G,D]."""
+    grouped, rows = weights.unflatten(2, (kv_heads, -1)), x.unflatten(1, (kv_heads, -1))
+    return torch.einsum("smgr,mgrd->smgd", grouped, rows)
 
 
-def unrolled_attention(q: Tensor, k: Tensor, v: Tensor, later: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Attention of one unrolled step.
+def unrolled_attention(
+    q: Tensor, k: Tensor, v: Tensor, later: list[tuple[Tensor, Tensor]], places: Places
+) -> Tensor:
+    """Attention of one unrolled step, differentiable once in every tensor.
 
     Args:
-        q: queries of this step, [B, H, T, D], rotated.
-        k, v: keys and values of step 0, [B, G, T, D]; H is a multiple of G.
-        later: keys and values of steps 1..i, this step's last, [B, G, T, D] each; empty at step 0.
+        q: rotated queries of this step's rows, [M, H, D].
+        k, v: keys and values of step 0 at every place, [B, G, T, D]; H is a multiple of G.
+        later: keys and values of the rows in steps 1..i, this step's last, [M, G, D] each; empty at step 0.
+        places: where the rows sit.
 
     Returns:
-        [B, H, T, D], differentiable once in every argument.
+        [M, H, D].
     """
     later_k = torch.stack([key for key, _ in later]) if later else None
     later_v = torch.stack([value for _, value in later]) if later else None
-    return _UnrolledAttention.apply(q, k, v, later_k, later_v)
+    return _UnrolledAttention.apply(q, k, v, later_k, later_v, places)

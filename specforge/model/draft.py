@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Rotary = tuple[Tensor, Tensor]
 
 
 class Attention(nn.Module):
@@ -27,13 +28,16 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        q, k, v = (
-            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        q, k = apply_rotary_pos_emb(q, k, *rotary)
-        return self.o_proj(attend(q, k, v).transpose(1, 2).flatten(2))
+    def heads(self, projection: nn.Linear, x: Tensor) -> Tensor:
+        """Rows [M, 2H] to [M, heads, D]."""
+        return projection(x).unflatten(-1, (-1, self.head_dim))
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Rotary position embedding of rows [M, heads, D] by cosines and sines [M, D] (Su et al. 2021, half-split form)."""
+    cos, sin = (part.unsqueeze(1) for part in rotary)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 class MLP(nn.Module):
@@ -55,9 +59,16 @@ class MidLayer(nn.Module):
         for name in ("input_layernorm", "hidden_norm", "post_attention_layernorm"):
             setattr(self, name, nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps))
 
-    def forward(self, embedding: Tensor, hidden: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def forward(
+        self, embedding: Tensor, hidden: Tensor, rotary: Rotary, attend: Attend, keep: Tensor | None
+    ) -> Tensor:
         x = torch.cat((self.input_layernorm(embedding), self.hidden_norm(hidden)), dim=-1)
-        hidden = hidden + self.self_attn(x, rotary, attend)
+        attn = self.self_attn
+        k, v = rotate(attn.heads(attn.k_proj, x), rotary), attn.heads(attn.v_proj, x)
+        if keep is not None:
+            x, hidden, rotary = x[keep], hidden[keep], (rotary[0][keep], rotary[1][keep])
+        q = rotate(attn.heads(attn.q_proj, x), rotary)
+        hidden = hidden + attn.o_proj(attend(q, k, v).flatten(1))
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
@@ -83,23 +94,42 @@ class Draft(nn.Module):
         """Target id of each draft id, int64 [Vd]."""
         return self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
 
-    def step(self, embedding: Tensor, hidden: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """One draft step: [B, T, H] embeddings of the next tokens and features or own last output, to [B, T, H].
+    def step(
+        self, embedding: Tensor, hidden: Tensor, positions: Tensor, attend: Attend, keep: Tensor | None = None
+    ) -> Tensor:
+        """One draft step over rows.
 
-        `hidden` is `fc(features)` at step 0 and this function's own result after it; it is not normed.
-        `positions` int64 [B or 1, T] are rotary positions.
+        Args:
+            embedding: of the token after each row's position, [M, H].
+            hidden: `fc(features)` at step 0, this function's own result after it; not normed. [M, H]
+            positions: rotary positions, int64 [M].
+            attend: maps q [M', heads, D], k and v [M, key-value heads, D] to [M', heads, D].
+            keep: rows whose output is wanted, int64 [M']; the others only give keys and values.
+
+        Returns:
+            [M', H].
         """
-        return self.midlayer(embedding, hidden, self.rotary(hidden, positions), attend)
+        cos, sin = self.rotary(hidden, positions[None])
+        return self.midlayer(embedding, hidden, (cos[0], sin[0]), attend, keep)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., H] to logits over the draft vocabulary, [..., Vd]."""
         return self.lm_head(self.norm(hidden))
 
+    @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """Normal with the target's initializer range, as transformers initialises a decoder layer; norms one."""
+        """Norms one; matrices normal with standard deviation fan_in^-1/2; queries equal to their group's keys.
+
+        The token just read enters only through attention to its own position. Equal queries and keys score that
+        position sqrt(head_dim) above the others, so the draft starts out reading it, instead of first having to
+        find it among all (measured in README, "What the initialisation is worth").
+        """
         for name, parameter in self.named_parameters():
-            with torch.no_grad():
-                if name.endswith("norm.weight"):
-                    parameter.fill_(1.0)
-                else:
-                    parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+            if name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+        attention = self.midlayer.self_attn
+        keys = attention.k_proj.weight.unflatten(0, (-1, attention.head_dim))
+        group = self.config.num_attention_heads // self.config.num_key_value_heads
+        attention.q_proj.weight.copy_(keys.repeat_interleave(group, 0).flatten(0, 1))

@@ -15,6 +15,7 @@ with r = log(q/p), all divided by the temperature. The one-sample estimate log q
 an expected gradient of zero and is not offered.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -54,23 +55,29 @@ class Terms:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The target's distribution at N supervised positions: log p fp32 [N, Vd], whether argmax p is in Vd and which.
+    """The target's distribution at N supervised positions.
 
-    `top` int64 [N] is the draft id of the target's argmax, or -1 when that token is outside the draft vocabulary.
+    `log_p` fp32 [N, Vd]; `log_mass` fp32 [N, 1], the log of what p gives to the draft vocabulary; `top` int64 [N],
+    the draft id of the target's argmax, -1 when that token is outside.
     """
 
     log_p: Tensor
+    log_mass: Tensor
     top: Tensor
 
-    def __getitem__(self, rows: Tensor) -> "Teacher":
-        return Teacher(self.log_p[rows], self.top[rows])
+    def __getitem__(self, rows: Tensor | slice) -> "Teacher":
+        return Teacher(self.log_p[rows], self.log_mass[rows], self.top[rows])
+
+    @classmethod
+    def cat(cls, parts: Sequence["Teacher"]) -> "Teacher":
+        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
 
 def teacher_from_logits(logits: Tensor, target_ids: Tensor, temperature: float) -> Teacher:
     """Whole-vocabulary logits [N, V] and the target id of each draft id [Vd] to the Teacher at `temperature`."""
     scaled = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
     log_p = scaled[:, target_ids] - scaled.logsumexp(-1, keepdim=True)
-    return Teacher(log_p, _draft_id(logits.argmax(-1), target_ids))
+    return Teacher(log_p, log_p.logsumexp(-1, keepdim=True), _draft_id(logits.argmax(-1), target_ids))
 
 
 def _draft_id(ids: Tensor, target_ids: Tensor) -> Tensor:
@@ -101,7 +108,7 @@ def _loss_and_gradient(log_q: Tensor, q: Tensor, log_p: Tensor, log_p_kept: Tens
         ratio = log_q - log_p_kept
         divergence = (q * ratio).sum(-1, keepdim=True)
         loss = loss + w.lambda_rkl * divergence[:, 0]
-        gradient = gradient + w.lambda_rkl * q * (ratio - divergence)
+        gradient = gradient + ratio.sub_(divergence).mul_(q).mul_(w.lambda_rkl)
     if w.beta_hinge:
         excess = log_q - log_p
         over = (excess > 0).to(q.dtype)
@@ -125,12 +132,12 @@ class _FusedHead(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             log_q = torch.log_softmax((hidden[part] @ weight.T).to(wide) / temperature, dim=-1)
-            q, log_p = log_q.exp(), teacher.log_p[part]
-            log_p_kept = log_p - log_p.logsumexp(-1, keepdim=True)
-            loss, by_logits = _loss_and_gradient(log_q, q, log_p, log_p_kept, weights)
+            q, known = log_q.exp(), teacher[part]
+            log_p_kept = known.log_p - known.log_mass
+            loss, by_logits = _loss_and_gradient(log_q, q, known.log_p, log_p_kept, weights)
             total += loss.sum()
             if terms is not None:
-                terms.append(_terms(log_q, q, log_p, log_p_kept, teacher.top[part]))
+                terms.append(_terms(log_q, q, known.log_p, log_p_kept, known.top))
             by_logits = (by_logits / temperature).to(hidden.dtype)
             grad_hidden[part] = by_logits @ weight
             grad_weight += by_logits.T @ hidden[part]  # accumulated wide
