@@ -13,7 +13,9 @@ from specforge.fingerprint import code_version
 from specforge.sources import source_input, source_version
 
 try:
-    cfg = load_config({key: value for key, value in config.items() if key != "pathvars"})
+    cfg = load_config(
+        {key: value for key, value in config.items() if key != "pathvars"}
+    )
 except UserError as error:
     raise WorkflowError(f"config: {error}") from None
 
@@ -28,7 +30,11 @@ wildcard_constraints:
 
 # However many cores are asked for, steps that compute here share this machine's; steps that wait do not count.
 for resource, amount in {
-    "local_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    "local_cpus": (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count()
+    ),
     "mem_mb": psutil.virtual_memory().total // 2**20,
 }.items():
     if resource not in workflow.global_resources:

@@ -8,6 +8,8 @@ rule evaluate:
         f"{RESULT}/eval.json",
     log:
         f"logs/evaluate/{PREFIX}/{{ablation}}/lr{{lr}}.log",
+    conda:
+        "specforge-opd"
     resources:
         local_cpus=1,
         mem_mb=2000,
@@ -49,12 +51,16 @@ rule report:
         ranking=report(f"results/{PREFIX}/figures/ranking.svg", category="Figures"),
     log:
         f"logs/report/{PREFIX}.log",
+    conda:
+        "specforge-opd"
     resources:
         local_cpus=1,
         mem_mb=1000,
         runtime=10,
     params:
-        config=cfg.model_dump(mode="json", exclude={"backend", "skip_download", "wandb"}),
+        config=cfg.model_dump(
+            mode="json", exclude={"backend", "skip_download", "wandb"}
+        ),
         code=code_version("report"),
     script:
         "../scripts/report.py"

@@ -6,6 +6,8 @@ rule train_tiny_target:
         weights="checkpoints/targets/tiny-{name}/model.safetensors",
     log:
         "logs/train_tiny_target/{name}.log",
+    conda:
+        "specforge-opd"
     threads: 2
     resources:
         local_cpus=2,
@@ -24,10 +26,12 @@ rule train_tiny_target:
 rule download_model:
     output:
         receipt="checkpoints/targets/{target}/target.json",
-    wildcard_constraints:
-        target=r"(?!tiny-)" + NAME,
     log:
         "logs/download_model/{target}.log",
+    wildcard_constraints:
+        target=rf"(?!tiny-){NAME}",
+    conda:
+        "specforge-opd"
     resources:
         mem_mb=2000,
         runtime=240,

@@ -65,7 +65,9 @@ def read_jsonl(path: Path) -> Iterator[dict]:
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise UserError(f"{path}, line {number} is not JSON ({error}); delete the file and run again.") from None
+                raise UserError(
+                    f"{path}, line {number} is not JSON ({error}); delete the file and run again."
+                ) from None
 
 
 def sha256_file(path: Path) -> str:

@@ -25,9 +25,9 @@ HUGGINGFACE = modal.Secret.from_name("huggingface-secret")
 WANDB = modal.Secret.from_name("wandb-secret")
 
 _python = modal.Image.debian_slim(python_version="3.11")
-LIGHT = _python.uv_pip_install(
-    "datasets>=4.0,<6", "huggingface-hub", "pydantic>=2.10,<3"
-).add_local_python_source("specforge")
+LIGHT = _python.uv_pip_install("datasets>=4.0,<6", "huggingface-hub", "pydantic>=2.10,<3").add_local_python_source(
+    "specforge"
+)
 TRAINING = _python.uv_pip_install(
     "datasets>=4.0,<6", "numpy>=2.0,<3", "pydantic>=2.10,<3", "safetensors>=0.5,<1", "torch>=2.9,<3",
     "transformers>=5.5,<6", "wandb>=0.19,<1",

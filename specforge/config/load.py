@@ -41,7 +41,9 @@ def _sentence(problem: dict[str, Any]) -> str:
 
 def _is_union_branch(part: object) -> bool:
     """pydantic puts the branch of a union (`Regenerate`, `literal[False]`) into the path."""
-    return isinstance(part, str) and (part.startswith(("literal[", "function-", "tuple[", "constrained")) or part[:1].isupper())
+    return isinstance(part, str) and (
+        part.startswith(("literal[", "function-", "tuple[", "constrained")) or part[:1].isupper()
+    )
 
 
 def _keys_beside(path: list[str]) -> list[str]:

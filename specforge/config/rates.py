@@ -14,7 +14,7 @@ def rate_tag(value: object) -> str:
         rate = None
     if rate is None or not rate.is_finite() or rate <= 0:
         raise ValueError(f"learning rate {value!r} must be a positive number such as 5e-5")
-    sign, digits, exponent = rate.normalize().as_tuple()
+    _sign, digits, exponent = rate.normalize().as_tuple()
     mantissa = "".join(map(str, digits))
     power = exponent + len(mantissa) - 1
     point = f".{mantissa[1:]}" if len(mantissa) > 1 else ""

@@ -78,7 +78,9 @@ class Config(Section):
         unknown = [name for name in named if name != "all" and name not in self.ablation_catalogue]
         if unknown:
             known = ", ".join(self.ablation_catalogue)
-            raise ValueError(f"ablation {unknown[0]!r} is not in ablation_catalogue ({known}); add it there or correct it")
+            raise ValueError(
+                f"ablation {unknown[0]!r} is not in ablation_catalogue ({known}); add it there or correct it"
+            )
         if not self.ablations:
             raise ValueError("ablations is empty; name some or write all")
         return self

@@ -42,14 +42,10 @@ class ChatEncoder:
         if chat_template is not None:
             path = Path(chat_template)
             if not path.is_file():
-                raise UserError(
-                    f"preprocess.chat_template: {chat_template} is not a file; name a Jinja template."
-                )
+                raise UserError(f"preprocess.chat_template: {chat_template} is not a file; name a Jinja template.")
             tokenizer.chat_template = path.read_text(encoding="utf-8")
         if not tokenizer.chat_template:
-            raise UserError(
-                "The target's tokenizer has no chat template; name one in preprocess.chat_template."
-            )
+            raise UserError("The target's tokenizer has no chat template; name one in preprocess.chat_template.")
         if tokenizer.eos_token_id is None:
             raise UserError("The target's tokenizer has no end token; choose a chat model as target_model.")
 

@@ -59,9 +59,7 @@ class Parsed(NamedTuple):
 def parse_row(raw: object, max_turns: int) -> Parsed:
     """The native record of a raw row. Raises RejectedRow."""
     if not isinstance(raw, dict):
-        raise RejectedRow(
-            "not_an_object", f"the row is {_kind(raw)}; it must be an object with conversations."
-        )
+        raise RejectedRow("not_an_object", f"the row is {_kind(raw)}; it must be an object with conversations.")
     form = _form(raw)
     turns = [_turn(turn, number, form) for number, turn in enumerate(raw[form.turns], 1)]
     _check_order(turns)
@@ -84,9 +82,7 @@ def conversation_key(record: dict) -> str:
 def _form(raw: dict) -> Form:
     present = [key for key in ("conversations", "messages") if raw.get(key) is not None]
     if len(present) != 1:
-        found = (
-            "both" if present else f"neither, but {', '.join(map(repr, list(raw)[:5])) or 'no key at all'}"
-        )
+        found = "both" if present else f"neither, but {', '.join(map(repr, list(raw)[:5])) or 'no key at all'}"
         detail = f"a row has either 'conversations' or 'messages'; this one has {found}."
         raise RejectedRow("no_known_form", detail)
     turns = raw[present[0]]

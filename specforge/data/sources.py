@@ -36,9 +36,7 @@ def read_source(dataset: str, sample_size: int | None, seed: int) -> Iterator[Ra
     """
     if dataset == "synthetic":
         if sample_size is None:
-            raise UserError(
-                "dataset 'synthetic' has no end; set sample_size to the number of conversations to make."
-            )
+            raise UserError("dataset 'synthetic' has no end; set sample_size to the number of conversations to make.")
         return (RawRow(n, record) for n, record in enumerate(synthetic.generate(None, seed), 1))
     if dataset == "sharegpt":
         return _read_hub()
@@ -144,9 +142,7 @@ class _Window:
                 return value
 
     def fail(self, what: str) -> NoReturn:
-        raise UserError(
-            f"{self.path} is not a whole JSON array: {what}, at or after line {self.line}; mend it."
-        )
+        raise UserError(f"{self.path} is not a whole JSON array: {what}, at or after line {self.line}; mend it.")
 
     def _advance(self, end: int) -> None:
         self.line += self.text.count("\n", self.start, end)

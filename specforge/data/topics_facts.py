@@ -160,9 +160,7 @@ def compare(rng: Random) -> Topic:
 def weekday(rng: Random) -> Topic:
     start, step, other = rng.randrange(7), rng.randint(2, 20), rng.randint(2, 6)
     end, full, rest = WEEK[(start + step) % 7], step // 7, step % 7
-    words = dict(
-        d=WEEK[start], n=step, e=end, w=full * 7, k=rest, o=other, b=WEEK[(start + step - other) % 7]
-    )
+    words = dict(d=WEEK[start], n=step, e=end, w=full * 7, k=rest, o=other, b=WEEK[(start + step - other) % 7])
     ask = say(
         rng,
         "[Today is {d}. What day is it in {n} days?|Which day comes {n} days after {d}?]",
@@ -172,8 +170,7 @@ def weekday(rng: Random) -> Topic:
     near = "[{n} days are less than a week|We simply count {n} days on]"
     answer = say(
         rng,
-        (far if full else near)
-        + ". [Starting from|Counting on from] {d}, [we reach|we come to] {e}. [So the answer "
+        (far if full else near) + ". [Starting from|Counting on from] {d}, [we reach|we come to] {e}. [So the answer "
         "is {e}.|It will be {e}.] [The trick is|It helps to know] that the same day [comes "
         "back|returns] every 7 days.",
         **words,

@@ -148,9 +148,7 @@ def _outer(weights: Tensor, x: Tensor, kv_heads: int) -> Tensor:
     return torch.einsum("smgr,mgrd->smgd", grouped, rows)
 
 
-def unrolled_attention(
-    q: Tensor, k: Tensor, v: Tensor, later: list[tuple[Tensor, Tensor]], places: Places
-) -> Tensor:
+def unrolled_attention(q: Tensor, k: Tensor, v: Tensor, later: list[tuple[Tensor, Tensor]], places: Places) -> Tensor:
     """Attention of one unrolled step, differentiable once in every tensor.
 
     Args:

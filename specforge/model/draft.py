@@ -59,9 +59,7 @@ class MidLayer(nn.Module):
         for name in ("input_layernorm", "hidden_norm", "post_attention_layernorm"):
             setattr(self, name, nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps))
 
-    def forward(
-        self, embedding: Tensor, hidden: Tensor, rotary: Rotary, attend: Attend, keep: Tensor | None
-    ) -> Tensor:
+    def forward(self, embedding: Tensor, hidden: Tensor, rotary: Rotary, attend: Attend, keep: Tensor | None) -> Tensor:
         x = torch.cat((self.input_layernorm(embedding), self.hidden_norm(hidden)), dim=-1)
         attn = self.self_attn
         k, v = rotate(attn.heads(attn.k_proj, x), rotary), attn.heads(attn.v_proj, x)

@@ -18,9 +18,7 @@ class Engine(Protocol):
     repeatable: bool
     """Whether a conversation that failed fails again, so that trying anew on the next run is of no use."""
 
-    def run(
-        self, records: Iterable[dict[str, Any]], done: Container[str]
-    ) -> Generator[dict[str, Any], None, None]:
+    def run(self, records: Iterable[dict[str, Any]], done: Container[str]) -> Generator[dict[str, Any], None, None]:
         """Yields a row for each record whose id is not in `done`, in any order, as soon as it is finished.
 
         A row is the record with new assistant turns and `tokens`, their total; or {"id", "error"}.
@@ -56,9 +54,7 @@ class Dialogue:
         if not completion.text.strip():
             self.fail(f"empty completion (finish reason {completion.finish_reason})")
             return
-        self.turns.append(
-            {"role": "assistant", "content": completion.text, "finish_reason": completion.finish_reason}
-        )
+        self.turns.append({"role": "assistant", "content": completion.text, "finish_reason": completion.finish_reason})
         self.tokens += completion.tokens
         self._listen()
 

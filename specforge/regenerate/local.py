@@ -79,9 +79,7 @@ class LocalEngine:
             dialogue.fail(f"the target's chat template refuses the conversation: {error}")
             return None
         if self.context is not None and len(ids) >= self.context:
-            dialogue.fail(
-                f"the prompt has {len(ids)} tokens and leaves no room in the target's {self.context}"
-            )
+            dialogue.fail(f"the prompt has {len(ids)} tokens and leaves no room in the target's {self.context}")
             return None
         return ids
 
@@ -94,9 +92,7 @@ class LocalEngine:
         """One turn of dialogues that may all say up to `room` tokens."""
         identities = [dialogue.record["id"] for dialogue, _ in prompts]
         torch.manual_seed(int(digest(self.settings.seed, identities, turn), 16) >> 1)
-        for (dialogue, _), ids in zip(
-            prompts, self._generate([ids for _, ids in prompts], room), strict=True
-        ):
+        for (dialogue, _), ids in zip(prompts, self._generate([ids for _, ids in prompts], room), strict=True):
             dialogue.answer(self._completion(ids))
 
     @torch.inference_mode()

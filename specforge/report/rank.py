@@ -135,8 +135,7 @@ def rank(evaluations: Sequence[Evaluation], *, samples: int = 2000, seed: int = 
     lengths = [e.temperatures[temperatures[0]].accept_length.mean for e in evaluations]
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     rows = [
-        Ranked(place, evaluations[i], {t: standings[t][i] for t in temperatures})
-        for place, i in enumerate(order, 1)
+        Ranked(place, evaluations[i], {t: standings[t][i] for t in temperatures}) for place, i in enumerate(order, 1)
     ]
     ablations = list(dict.fromkeys(e.run.ablation for e in evaluations))
     return Ranking(temperatures, rows, ablations, [_grid(name, rows) for name in ablations])

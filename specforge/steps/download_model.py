@@ -24,9 +24,7 @@ def download_model(*, model: str, skip_download: bool, output: str) -> dict:
         revision = folder.name
         receipt = {"model": model, "revision": revision, "sha256": digest(model, revision), "source": "hub"}
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise UserError(
-            f"target_model: {folder} holds no config.json with *.safetensors weights; name another model."
-        )
+        raise UserError(f"target_model: {folder} holds no config.json with *.safetensors weights; name another model.")
     write_json(Path(output), receipt)
     return receipt
 
@@ -40,11 +38,7 @@ def _snapshot(model: str, skip_download: bool) -> Path:
             "correct it, or set HF_TOKEN if it is gated."
         ) from None
     except LocalEntryNotFoundError:
-        hint = (
-            "skip_download is true; set it to false"
-            if skip_download
-            else "the hub cannot be reached; try again"
-        )
+        hint = "skip_download is true; set it to false" if skip_download else "the hub cannot be reached; try again"
         raise UserError(f"target_model: {model!r} is not in the Hugging Face cache and {hint}.") from None
     except (HfHubHTTPError, ValueError, OSError) as error:
         raise UserError(f"target_model: {model!r} could not be downloaded: {error}.") from None

@@ -167,7 +167,5 @@ def _summary(rows: list[dict], temperature: float, options: Evaluate) -> dict:
             [pair for row in spoken for pair in row["rounds"]], options.num_draft_tokens
         ),
         "speedup": ratio_interval([row["plain_seconds"] for row in timed], speculative, **ratio),
-        "prompts": [
-            {"id": row["prompt"], "tokens": row["tokens"], "rounds": len(row["rounds"])} for row in spoken
-        ],
+        "prompts": [{"id": row["prompt"], "tokens": row["tokens"], "rounds": len(row["rounds"])} for row in spoken],
     }

@@ -48,9 +48,7 @@ def prep_dataset(
     with TemporaryDirectory(dir=Path(train).parent) as folder:
         kept = Path(folder) / "kept.jsonl"
         with atomic_path(Path(rejected)) as partial, partial.open("w", encoding="utf-8") as file:
-            write_jsonl(
-                kept, _noted(reader.usable(rows, lambda row: file.write(json.dumps(row) + "\n")), split)
-            )
+            write_jsonl(kept, _noted(reader.usable(rows, lambda row: file.write(json.dumps(row) + "\n")), split))
         split.settle()
         reader.check(dataset, rejected, prepare.max_rejected_share)
         counts = {"train": write_jsonl(Path(train), (r for r in read_jsonl(kept) if not split.is_test(r)))}
@@ -72,9 +70,7 @@ def prep_dataset(
         },
     }
     write_json(Path(summary), result)
-    log.info(
-        "prep_dataset: %s", ", ".join(f"{key} {result[key]}" for key in ("read", "kept", *counts, "rejected"))
-    )
+    log.info("prep_dataset: %s", ", ".join(f"{key} {result[key]}" for key in ("read", "kept", *counts, "rejected")))
     return result
 
 

@@ -19,9 +19,7 @@ from specforge.target.model import TargetFile
 
 log = logging.getLogger("specforge")
 
-FEATURES = Features(
-    {"id": Value("string"), "input_ids": List(Value("int32")), "loss_mask": List(Value("bool"))}
-)
+FEATURES = Features({"id": Value("string"), "input_ids": List(Value("int32")), "loss_mask": List(Value("bool"))})
 PREVIEW_TOKENS = 160
 
 
@@ -42,9 +40,7 @@ class Counts:
         self.sequences += 1
         self.tokens += len(sequence.ids)
         self.truncated += cut
-        self.supervised.update(
-            token for token, learned in zip(sequence.ids, sequence.mask, strict=True) if learned
-        )
+        self.supervised.update(token for token, learned in zip(sequence.ids, sequence.mask, strict=True) if learned)
         self.longest = sorted([*self.longest, len(sequence.ids)], reverse=True)[:10]
         if not self.preview:
             self.preview = list(zip(sequence.ids, sequence.mask, strict=True))[:PREVIEW_TOKENS]

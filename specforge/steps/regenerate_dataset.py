@@ -74,9 +74,7 @@ def _identities(source: Path) -> list[str]:
         raise UserError(f"{source} holds no conversations; check dataset and sample_size.")
     if len(set(ids)) < len(ids):
         twice = next(identity for identity, count in Counter(ids).items() if count > 1)
-        raise UserError(
-            f"{source} holds the id {twice!r} more than once; delete the file and run prep_dataset again."
-        )
+        raise UserError(f"{source} holds the id {twice!r} more than once; delete the file and run prep_dataset again.")
     return ids
 
 
@@ -101,9 +99,7 @@ def _fill(
             else:
                 journal.append(row)
             tokens += row.get("tokens", 0)
-            progress.advance(
-                1, f"{tokens / max(time.monotonic() - started, 1e-9):.0f} tokens/s, {failures} failed"
-            )
+            progress.advance(1, f"{tokens / max(time.monotonic() - started, 1e-9):.0f} tokens/s, {failures} failed")
             if failures > allowed:
                 break
     return transient

@@ -82,9 +82,7 @@ def _valid(path: str, value: Any, kind: type) -> Any:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         problem = "is missing" if first["type"] == "missing" else f"is wrong ({first['msg']})"
-        raise UserError(
-            f"{path}: {where} {problem}; delete the file and run the rule that makes it."
-        ) from None
+        raise UserError(f"{path}: {where} {problem}; delete the file and run the rule that makes it.") from None
 
 
 def _read(path: str, kind: type) -> Any:
@@ -104,9 +102,7 @@ def _evaluations(paths: list[str]) -> list[Evaluation]:
     seen: dict[RunName, str] = {}
     for path, evaluation in zip(paths, evaluations, strict=True):
         if evaluation.run in seen:
-            raise UserError(
-                f"{path} and {seen[evaluation.run]} both evaluate {evaluation.run}; give one of them."
-            )
+            raise UserError(f"{path} and {seen[evaluation.run]} both evaluate {evaluation.run}; give one of them.")
         seen[evaluation.run] = path
         _check_names(path, evaluation)
         _check_prompts(path, evaluation)
@@ -121,9 +117,7 @@ def _check_names(path: str, evaluation: Evaluation) -> None:
         rate_tag(evaluation.run.lr)
         [float(name) for name in evaluation.temperatures]
     except ValueError as error:
-        raise UserError(
-            f"{path}: run.lr and temperatures must be numbers ({error}); evaluate again."
-        ) from None
+        raise UserError(f"{path}: run.lr and temperatures must be numbers ({error}); evaluate again.") from None
 
 
 def _check_prompts(path: str, evaluation: Evaluation) -> None:
@@ -147,9 +141,7 @@ def _check_comparable(path: str, one: Evaluation, other_path: str, other: Evalua
         raise UserError(f"{path} and {other_path} differ in their temperatures; evaluate both alike.")
     for name, scores in one.temperatures.items():
         if {p.id for p in scores.prompts} != {p.id for p in other.temperatures[name].prompts}:
-            raise UserError(
-                f"{path} and {other_path} differ in their prompts at T={name}; evaluate both alike."
-            )
+            raise UserError(f"{path} and {other_path} differ in their prompts at T={name}; evaluate both alike.")
 
 
 def _trainings(manifests: list[str], metrics: list[str]) -> tuple[dict[RunName, Manifest], Curves]:
@@ -164,9 +156,7 @@ def _trainings(manifests: list[str], metrics: list[str]) -> tuple[dict[RunName, 
         for number, row in enumerate(curves[run], 1):
             if not isinstance(row, dict) or "step" not in row:
                 raise UserError(f"{rows}, line {number} has no step; delete the file and train {run} again.")
-        trained[run] = (
-            manifest if manifest.final or not curves[run] else replace(manifest, final=curves[run][-1])
-        )
+        trained[run] = manifest if manifest.final or not curves[run] else replace(manifest, final=curves[run][-1])
     return trained, curves
 
 

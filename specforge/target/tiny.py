@@ -90,7 +90,9 @@ def language_model_loss(model: Qwen3ForCausalLM, batch: list[torch.Tensor]) -> t
     return F.cross_entropy(model.lm_head(states[learned]), labels[learned])
 
 
-def train_target(model: Qwen3ForCausalLM, data: list[torch.Tensor], settings: TinyTarget, resume: ResumeFolder) -> float:
+def train_target(
+    model: Qwen3ForCausalLM, data: list[torch.Tensor], settings: TinyTarget, resume: ResumeFolder
+) -> float:
     """Trains for `settings.steps` steps, continuing from `resume`; returns the last step's loss in nats a token."""
     optimizer = MasterAdamW(model, (0.9, 0.95), 0.01)
     state = resume.load()

@@ -123,7 +123,9 @@ class _FusedHead(torch.autograd.Function):
     """Linear + loss in chunks of rows: no [N, Vd] tensor outlives its chunk, the backward is two stored gradients."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, teacher: Teacher, weights: LossWeights, temperature: float, terms: list[Terms] | None):
+    def forward(
+        ctx, hidden, weight, teacher: Teacher, weights: LossWeights, temperature: float, terms: list[Terms] | None
+    ):
         rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
         grad_hidden = torch.empty_like(hidden)
         wide = teacher.log_p.dtype

@@ -47,7 +47,7 @@ class ResumeFolder:
             old.unlink()
 
     def load(self) -> State | None:
-        """The newest readable state, or None; a torn file (the disk lied about a flush) is passed over for its elder."""
+        """The newest readable state, or None; a torn file is passed over for its elder."""
         for path in reversed(self._files()):
             try:
                 with safe_open(path, "pt") as file:

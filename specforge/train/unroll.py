@@ -115,9 +115,7 @@ def unrolled_loss(
             here = (rows >= 0).nonzero()[:, 0]
             rows, known = rows[here], teacher[here]
         states = draft.norm(hidden[rows])
-        loss = distillation_loss(
-            states, draft.lm_head.weight, known, objective.weights, objective.temperature, chunks
-        )
+        loss = distillation_loss(states, draft.lm_head.weight, known, objective.weights, objective.temperature, chunks)
         total = total + objective.decay**step * loss
         if terms is not None:
             terms.append(sum(chunks[1:], chunks[0]))
