@@ -1,7 +1,9 @@
 """Files that are either whole or absent: atomic writes, digests, JSON Lines."""
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -10,6 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from specforge.errors import UserError
+
+log = logging.getLogger("specforge")
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[Path]:
+    """Holds a work folder, made if need be, against other processes; waits while one has it.
+
+    A step whose Snakemake was killed goes on alone. The same command typed again meets it here, waits, and takes
+    over what it finished.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("%s: another process is at this work; waiting for it", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield folder
 
 
 @contextmanager

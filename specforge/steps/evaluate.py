@@ -13,7 +13,7 @@ from specforge.errors import UserError
 from specforge.eval.decode import Decoded, Limits, decode_plain, decode_speculative
 from specforge.eval.prompts import Prompt, read_prompts
 from specforge.eval.stats import accept_rate_by_position, ratio_interval
-from specforge.files import digest, read_jsonl, sha256_file, write_json
+from specforge.files import digest, exclusive, read_jsonl, sha256_file, write_json
 from specforge.journal import Journal
 from specforge.model.files import aux_layers_of, load_draft
 from specforge.progress import Progress
@@ -108,9 +108,9 @@ def evaluate(
     bench = Bench(source, Path(draft).parent, chat_template, options)
     chosen, skipped = read_prompts(Path(prompts), bench.encoder, options.num_prompts, bench.room)
     key = digest(settings, chat_template, code, source.sha256, sha256_file(Path(draft)), sha256_file(Path(prompts)))
-    journal = Path(work) / key / "journal.jsonl"
-    _decode_all(bench, chosen, journal, f"evaluate {ablation} lr{lr}")
-    rows = list(read_jsonl(journal))
+    with exclusive(Path(work) / key) as folder:
+        _decode_all(bench, chosen, folder / "journal.jsonl", f"evaluate {ablation} lr{lr}")
+        rows = list(read_jsonl(folder / "journal.jsonl"))
     report = {
         "run": {"ablation": ablation, "lr": lr},
         "target": source.model,

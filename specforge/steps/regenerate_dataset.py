@@ -12,7 +12,7 @@ import torch
 
 from specforge.config.steps import Regenerate
 from specforge.errors import UserError
-from specforge.files import digest, publish, read_jsonl, sha256_file, write_json, write_jsonl
+from specforge.files import digest, exclusive, publish, read_jsonl, sha256_file, write_json, write_jsonl
 from specforge.journal import Journal
 from specforge.progress import Progress
 from specforge.regenerate.engine import Engine
@@ -54,8 +54,7 @@ def regenerate_dataset(
         {name: value for name, value in told.items() if name not in NOT_IN_TEXT},
         code, sha256_file(Path(source)), model.sha256,
     )  # fmt: skip
-    folder = Path(work) / key
-    with Journal(folder / "journal.jsonl") as journal:
+    with exclusive(Path(work) / key) as folder, Journal(folder / "journal.jsonl") as journal:
         allowed = recipe.max_failed_share * len(ids)
         transient = _fill(journal, ids, Path(source), _engine(recipe, model, folder), allowed)
         failed = _failed(journal, ids, transient)

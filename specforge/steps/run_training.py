@@ -1,13 +1,12 @@
 """Train one draft: one ablation at one learning rate."""
 
 import logging
-import time
 from pathlib import Path
 
 import torch
 
 from specforge.config.steps import Train
-from specforge.files import digest, publish, read_json, sha256_file, write_json
+from specforge.files import digest, exclusive, publish, read_json, sha256_file, write_json
 from specforge.model.draft import Draft
 from specforge.model.files import draft_config, load_vocab, save_draft
 from specforge.provenance import commit, versions
@@ -51,16 +50,15 @@ def run_training(
     options, source = Train(**settings), TargetFile.read(target)
     inputs = {"target": source.sha256, **read_json(Path(cache_summary))["sha256"]}
     recipe = {"weights": weights, "lr": lr, "settings": settings, "layers": layers, "epochs": epochs}
-    folder = Path(work) / digest(recipe, inputs, code)
-    started = time.monotonic()
-    trainer = _trainer(source, Path(cache), Path(vocab), LossWeights(**weights), options, layers)
-    label = f"{ablation} lr{lr}"
-    with wandb_report(wandb, label, recipe, folder) as report:
-        steps = trainer.train(float(lr), epochs, ResumeFolder(folder), label, report)
-    save_draft(folder / "draft", trainer.draft, getattr(torch, options.dtype))
-    for name in ("config.json", "model.safetensors"):
-        publish(folder / "draft" / name, Path(draft).parent / name)
-    publish(folder / "metrics.jsonl", Path(metrics))
+    with exclusive(Path(work) / digest(recipe, inputs, code)) as folder:
+        trainer = _trainer(source, Path(cache), Path(vocab), LossWeights(**weights), options, layers)
+        label = f"{ablation} lr{lr}"
+        with wandb_report(wandb, label, recipe, folder) as report:
+            steps = trainer.train(float(lr), epochs, ResumeFolder(folder), label, report)
+        save_draft(folder / "draft", trainer.draft, getattr(torch, options.dtype))
+        for name in ("config.json", "model.safetensors"):
+            publish(folder / "draft" / name, Path(draft).parent / name)
+        publish(folder / "metrics.jsonl", Path(metrics))
     receipt = {
         "run": {"ablation": ablation, "lr": lr, "weights": weights},
         "settings": settings | {"epochs": epochs, "aux_layers": list(trainer.target.layers)},
@@ -69,7 +67,7 @@ def run_training(
         "draft_parameters": sum(p.numel() for p in trainer.draft.parameters()),
         "steps": steps,
         "tokens": trainer.tokens,
-        "seconds_of_last_session": round(time.monotonic() - started, 1),
+        "seconds": round(trainer.seconds, 1),
         "versions": versions(),
         "commit": commit(),
         "code": code,

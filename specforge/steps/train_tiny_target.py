@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from specforge.config.steps import TinyTarget
-from specforge.files import digest, publish, read_jsonl, sha256_file, write_json
+from specforge.files import digest, exclusive, publish, read_jsonl, sha256_file, write_json
 from specforge.target.tiny import build_model, build_tokenizer, encode, train_target
 from specforge.train.resume import ResumeFolder
 
@@ -38,12 +38,12 @@ def train_tiny_target(
         "tiny target: %d parameters, vocabulary %d, %d conversations, %d tokens",
         model.num_parameters(), model.config.vocab_size, len(data), sum(map(len, data)),
     )  # fmt: skip
-    folder = Path(work) / digest(settings, max_length, code, sha256_file(Path(source)))
-    loss = train_target(model, data, tiny, ResumeFolder(folder))
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    for path in sorted((folder / "model").iterdir()):
-        publish(path, Path(weights).parent / path.name)
+    with exclusive(Path(work) / digest(settings, max_length, code, sha256_file(Path(source)))) as folder:
+        loss = train_target(model, data, tiny, ResumeFolder(folder))
+        model.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        for path in sorted((folder / "model").iterdir()):
+            publish(path, Path(weights).parent / path.name)
     receipt = {
         "model": str(Path(weights).parent),
         "revision": None,

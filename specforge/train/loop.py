@@ -61,7 +61,7 @@ class Trainer:
         self.optimizer = MasterAdamW(draft, settings.betas, settings.weight_decay)
         self.device = draft.lm_head.weight.device
         self.lengths = [len(ids) for ids in cache["input_ids"]]
-        self.tokens = 0
+        self.tokens, self.seconds = 0, 0.0  # of all sessions
 
     def train(self, lr: float, epochs: int, resume: ResumeFolder, label: str, report: Report | None = None) -> int:
         """Trains to the last planned step and returns how many steps that is.
@@ -82,7 +82,8 @@ class Trainer:
                     metrics.write({"step": finished, **line})
                 progress.advance(note=f"loss {line['loss']:.3f}")
                 if finished % self.settings.save_every == 0 or finished == steps or asked.is_set():
-                    resume.save(State(finished, self.optimizer.state(), {"tokens": self.tokens}))
+                    facts = {"tokens": self.tokens, "seconds": self.seconds}
+                    resume.save(State(finished, self.optimizer.state(), facts))
                 if asked.is_set() and finished < steps:
                     log.warning("%s: SIGTERM, saved after step %d; run again to continue", label, finished)
                     raise Preempted(143)
@@ -93,7 +94,7 @@ class Trainer:
         if state is None:
             return 0
         self.optimizer.load(state.tensors)
-        self.tokens = state.facts["tokens"]
+        self.tokens, self.seconds = state.facts["tokens"], state.facts["seconds"]
         return state.step
 
     def _batches(self, done: int, steps: int) -> Iterator[tuple[int, list[int]]]:
@@ -122,11 +123,13 @@ class Trainer:
             )
         tokens = int(sum(self.lengths[index] for index in batch))
         self.tokens += tokens
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
         line = {"loss": loss.item(), "lr": lr, "grad_norm": norm.item()}
         if terms is not None:
             line |= _first_step_means(terms[0], supervised)
             line["accept_by_step"] = [(t.accept_sampled / supervised).item() for t in terms]
-            line["tokens_per_second"] = tokens / (time.perf_counter() - started)
+            line["tokens_per_second"] = tokens / seconds
         return line
 
 

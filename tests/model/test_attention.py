@@ -8,7 +8,7 @@ from specforge.model.attention import Places, unrolled_attention
 
 BATCH, LENGTH, HEADS, GROUPS, SIZE = 2, 7, 4, 2, 8
 ROWS = torch.tensor([0, 2, 3, 6, 7, 9, 13])  # of 14 places
-CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # scores and weights are fp32 inside
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # scores and weights are fp32 inside
 
 
 def reference(q, k, v, later, places: Places) -> torch.Tensor:
@@ -62,7 +62,7 @@ def test_strong_scores_do_not_overflow(kernel):
 
 
 def test_a_row_sees_no_later_place_and_no_other_sequence(kernel):
-    q, k, v, later = (x for x in inputs(1, GROUPS))
+    q, k, v, later = inputs(1, GROUPS)
     places = Places(ROWS, BATCH, LENGTH)
     out = unrolled_attention(q, k, v, later, places)
     row = 2  # place 3 of the first sequence
