@@ -5,6 +5,10 @@ from snakemake.utils import min_version
 min_version("9.12")
 
 
+# `--lint` wants an environment named. Jobs use the one that Snakemake runs in (pyproject.toml); --sdm is not supported.
+container: "docker://python:3.11"
+
+
 configfile: "config.yaml"
 
 

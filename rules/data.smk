@@ -8,8 +8,6 @@ rule prep_dataset:
         summary=f"datasets/{DATASET}_prep.json",
     log:
         f"logs/prep_dataset/{DATASET}.log",
-    conda:
-        "specforge-opd"
     resources:
         local_cpus=1,
         mem_mb=2000,
@@ -37,8 +35,6 @@ rule regenerate_dataset:
         summary=f"datasets/{PREFIX}/{DATASET}_regenerated.json",
     log:
         f"logs/regenerate_dataset/{PREFIX}.log",
-    conda:
-        "specforge-opd"
     threads: 2
     resources:
         local_cpus=2,
@@ -61,8 +57,6 @@ rule preprocess_dataset:
         **CACHE,
     log:
         f"logs/preprocess_dataset/{PREFIX}.log",
-    conda:
-        "specforge-opd"
     resources:
         local_cpus=1,
         mem_mb=2000,

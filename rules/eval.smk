@@ -8,8 +8,6 @@ rule evaluate:
         f"{RESULT}/eval.json",
     log:
         f"logs/evaluate/{PREFIX}/{{ablation}}/lr{{lr}}.log",
-    conda:
-        "specforge-opd"
     resources:
         local_cpus=1,
         mem_mb=2000,
@@ -51,8 +49,6 @@ rule report:
         ranking=report(f"results/{PREFIX}/figures/ranking.svg", category="Figures"),
     log:
         f"logs/report/{PREFIX}.log",
-    conda:
-        "specforge-opd"
     resources:
         local_cpus=1,
         mem_mb=1000,

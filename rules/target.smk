@@ -6,8 +6,6 @@ rule train_tiny_target:
         weights="checkpoints/targets/tiny-{name}/model.safetensors",
     log:
         "logs/train_tiny_target/{name}.log",
-    conda:
-        "specforge-opd"
     threads: 2
     resources:
         local_cpus=2,
@@ -30,8 +28,6 @@ rule download_model:
         "logs/download_model/{target}.log",
     wildcard_constraints:
         target=rf"(?!tiny-){NAME}",
-    conda:
-        "specforge-opd"
     resources:
         mem_mb=2000,
         runtime=240,

@@ -9,8 +9,6 @@ rule run_training:
         manifest=f"{RUN}/manifest.json",
     log:
         f"logs/run_training/{PREFIX}/{{ablation}}/lr{{lr}}.log",
-    conda:
-        "specforge-opd"
     resources:
         local_cpus=1,
         mem_mb=2000,

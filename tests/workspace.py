@@ -1,26 +1,38 @@
 """A copy of the repository in which Snakemake runs for real, so that a test may edit code, data and settings."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
+
+from specforge.data.synthetic import generate
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMOKE = REPOSITORY / "tests" / "smoke.yaml"
-PARTS = ("Snakefile", "config.yaml", "rules", "scripts", "specforge", "profiles", "experiments")
+CHATS = "chats.jsonl"
+PARTS = ("Snakefile", "config.yaml", "environment.yaml", "rules", "scripts", "specforge", "profiles", "experiments")
 
 
 def make_workspace(folder: Path) -> Path:
-    """Copies what a run needs into `folder`, dates included. Returns `folder`."""
+    """Copies what a run needs into `folder`, dates included, and writes the chat file of smoke.yaml. Returns `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         source = REPOSITORY / part
         if source.is_dir():
             shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
+        elif source.is_file():
             shutil.copy2(source, folder / part)
+    # Above 1 MB, where Snakemake goes by a file's date instead of its checksum.
+    rows = [record | {"note": "x" * 30_000} for record in generate(40, 0)]
+    (folder / CHATS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
@@ -30,31 +42,30 @@ def clone(workspace: Path, folder: Path) -> Path:
     return folder
 
 
-def snakemake_command(*arguments: object, overlay: Path | None = SMOKE) -> list[str]:
-    """`overlay` is merged over config.yaml; more may follow as --configfile arguments of their own."""
-    overlays = ["--configfile", str(overlay)] if overlay else []
-    return [sys.executable, "-m", "snakemake", *overlays, *map(str, arguments)]
-
-
 def environment(workspace: Path) -> dict[str, str]:
     """PYTHONPATH, since in scripts Snakemake puts the workflow's folder behind an installed specforge."""
     return os.environ | {"PYTHONPATH": str(workspace), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
 
 
 def snakemake(
-    workspace: Path, *arguments: object, overlay: Path | None = SMOKE
+    workspace: Path, *arguments: object, settings: dict[str, Any] | None = None, overlays: Sequence[Path] = (SMOKE,)
 ) -> subprocess.CompletedProcess[str]:
-    """Standard output and error together, as a user sees them in `stdout`."""
-    return subprocess.run(
-        snakemake_command(*arguments, overlay=overlay),
-        cwd=workspace,
-        env=environment(workspace),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=400,
-        check=False,
-    )
+    """Runs it with config.yaml, `overlays` and `settings` merged in that order; all its words are in `stdout`."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(settings or {}, file)
+        file.flush()
+        configfiles = [*map(str, overlays), *([file.name] if settings else [])]
+        command = [sys.executable, "-m", "snakemake", *map(str, arguments)]
+        return subprocess.run(
+            [*command, "--configfile", *configfiles] if configfiles else command,
+            cwd=workspace,
+            env=environment(workspace),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=400,
+            check=False,
+        )
 
 
 def job_counts(output: str) -> dict[str, int]:
@@ -64,9 +75,9 @@ def job_counts(output: str) -> dict[str, int]:
     return {rule: int(count) for rule, count in rows.items() if rule not in {"all", "total"}}
 
 
-def plan(workspace: Path, *arguments: object, overlay: Path | None = SMOKE) -> dict[str, int]:
-    """What a dry run would do: {rule: jobs}, empty when nothing is to be done."""
-    result = snakemake(workspace, "-n", *arguments, overlay=overlay)
+def plan(workspace: Path, *arguments: object, **how: Any) -> dict[str, int]:
+    """What a dry run would do: {rule: jobs}, empty when nothing is to be done. `how` as for `snakemake`."""
+    result = snakemake(workspace, "-n", *arguments, **how)
     assert result.returncode == 0, result.stdout
     counts = job_counts(result.stdout)
     assert counts or "Nothing to be done" in result.stdout, result.stdout

@@ -79,7 +79,7 @@ class Regenerate(Section):
 class Preprocess(Section):
     """preprocess_dataset: token ids, loss masks and the draft vocabulary."""
 
-    draft_vocab_size: Annotated[Int, Field(ge=1)] = 768
+    draft_vocab_size: Annotated[Int, Field(ge=1)] = 512
     chat_template: str | None = None
     min_supervised_share: Share = 0.02
     min_coverage: Share = 0.9

@@ -1,8 +1,7 @@
 """Small tables that the synthetic conversations draw their facts from: rows of words, one table a kind."""
 
 # fmt: off
-NAMES = ("Ada", "Ben", "Clara", "David", "Emma", "Farid", "Grace", "Hugo", "Ines", "Jonas", "Kira", "Leo",
-         "Mina", "Noah")
+NAMES = ("Ada", "Ben", "Clara", "David", "Emma", "Farid", "Grace", "Hugo")
 
 
 COUNTRIES = (  # country, capital, region, language, known for
@@ -14,10 +13,6 @@ COUNTRIES = (  # country, capital, region, language, known for
     ("Poland", "Warsaw", "central Europe", "Polish", "its lakes, its forests and warm soup"),
     ("Greece", "Athens", "southern Europe", "Greek", "blue water, islands and old temples"),
     ("Portugal", "Lisbon", "southern Europe", "Portuguese", "its coast, its fish and sad songs"),
-    ("Norway", "Oslo", "northern Europe", "Norwegian", "deep valleys, snow and northern lights"),
-    ("Sweden", "Stockholm", "northern Europe", "Swedish", "red houses, lakes and simple design"),
-    ("Finland", "Helsinki", "northern Europe", "Finnish", "its many lakes, saunas and quiet forests"),
-    ("Ireland", "Dublin", "western Europe", "English", "green hills, rain and good stories"),
 )
 
 ANIMALS = (  # animal, group, colour, food, home, skill
@@ -32,16 +27,6 @@ ANIMALS = (  # animal, group, colour, food, home, skill
     ("bee", "an insect", "yellow and black", "sweet juice from flowers", "in a hive",
      "show others the way by dancing"),
     ("crow", "a bird", "black", "seeds and insects", "near fields and towns", "use a stick as a tool"),
-    ("zebra", "a cousin of the horse", "black and white", "grass", "on the dry plains",
-     "know others by their stripes"),
-    ("parrot", "a bird", "green and red", "nuts and fruit", "in warm forests", "copy the sound of words"),
-    ("camel", "a strong animal", "light brown", "dry plants", "in the desert",
-     "live many days without water"),
-    ("penguin", "a bird", "black and white", "fish", "on cold coasts", "swim much better than it walks"),
-    ("squirrel", "a small animal", "red and brown", "nuts and seeds", "in the trees",
-     "hide food for the winter"),
-    ("spider", "no insect, although small", "brown", "flies", "in quiet corners",
-     "build a strong web in one night"),
 )
 
 DISHES = (  # dish, base, extras, heat
@@ -55,12 +40,6 @@ DISHES = (  # dish, base, extras, heat
      "Cook it with a lid on"),
     ("baked apples", "four large apples", ("nuts", "honey", "sugar", "butter", "raisins"),
      "Bake them in the oven"),
-    ("an omelet", "three fresh eggs", ("cheese", "butter", "onion", "mushrooms", "pepper"),
-     "Cook it in a pan"),
-    ("noodle salad", "a pack of noodles", ("lemon", "peas", "mint", "carrots", "nuts"),
-     "Let it rest in the fridge"),
-    ("garlic bread", "a long loaf of bread", ("garlic", "butter", "cheese", "basil", "salt"),
-     "Bake it in the oven"),
 )
 
 
@@ -105,17 +84,6 @@ ADVICE = (  # goal, tips
                           "listen more than you talk",
                           "invite a neighbor for tea", "say yes to small plans",
                           "help someone without being asked")),
-    ("get more exercise", ("take the stairs", "walk for half an hour a day", "find a sport that is fun",
-                           "train with a friend",
-                           "start with five minutes", "put your shoes next to the door")),
-    ("calm down before a talk", ("breathe slowly for a minute", "practice the first sentence",
-                                 "drink a glass of water",
-                                 "look at one friendly face", "stand with both feet on the floor",
-                                 "arrive a little early")),
-    ("keep my plants alive", ("give them light from a window", "water them only when the soil is dry",
-                              "turn them every week",
-                              "use a pot with a hole", "keep them away from cold wind",
-                              "remove the dry leaves")),
 )
 
 FUNCTIONS = (  # name, purpose, argument, body, example, result
@@ -125,12 +93,6 @@ FUNCTIONS = (  # name, purpose, argument, body, example, result
     ("reverse", "reverses a string", "text", "{a}[::-1]", '"abc"', '"cba"'),
     ("total", "adds all numbers of a list", "numbers", "sum({a})", "[1, 2, 3]", "6"),
     ("largest", "finds the largest number of a list", "numbers", "max({a})", "[4, 9, 2]", "9"),
-    ("mean", "computes the mean of a list", "numbers", "sum({a}) / len({a})", "[2, 4, 6]", "4.0"),
-    ("count_words", "counts the words of a text", "text", "len({a}.split())", '"one two"', "2"),
-    ("shout", "turns a text into capital letters", "text", "{a}.upper()", '"hi"', '"HI"'),
-    ("unique", "removes doubles from a list and sorts it", "items", "sorted(set({a}))", "[3, 1, 3]",
-     "[1, 3]"),
-    ("last", "returns the last item of a list", "items", "{a}[-1]", "[5, 6, 7]", "7"),
 )
 
 MEANINGS = (  # word, sense, opposite, what can be so
@@ -142,10 +104,6 @@ MEANINGS = (  # word, sense, opposite, what can be so
     ("silent", "without any sound", "loud", "the whole street"),
     ("humble", "not proud at all", "proud", "the winner"),
     ("vast", "extremely large", "tiny", "the garden"),
-    ("weary", "very tired", "fresh", "the teacher"),
-    ("vivid", "bright and full of life", "pale", "the picture"),
-    ("scarce", "hard to get", "plenty", "clean water"),
-    ("clumsy", "not careful in moving", "skilled", "the new waiter"),
 )
 
 

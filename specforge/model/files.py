@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig
@@ -21,7 +22,6 @@ def draft_config(target: Any, draft_vocab_size: int, layers: tuple[int, int, int
     """
     config = target.get_text_config()
     rope = dict(config.rope_parameters)
-    plain = rope.get("rope_type", "default") == "default"
     return LlamaConfig(
         architectures=["LlamaForCausalLMEagle3"],
         hidden_size=config.hidden_size,
@@ -35,8 +35,6 @@ def draft_config(target: Any, draft_vocab_size: int, layers: tuple[int, int, int
         initializer_range=config.initializer_range,
         max_position_embeddings=config.max_position_embeddings,
         rope_parameters=rope,
-        rope_theta=rope["rope_theta"],
-        rope_scaling=None if plain else rope,
         vocab_size=config.vocab_size,
         draft_vocab_size=draft_vocab_size,
         tie_word_embeddings=False,
@@ -82,21 +80,32 @@ def save_draft(folder: Path, draft: Draft, dtype: torch.dtype) -> None:
     """Writes config.json and model.safetensors, each atomically, weights first."""
     with atomic_path(folder / "model.safetensors") as partial:
         save_file(draft_tensors(draft, dtype), partial, metadata={"format": "pt"})
-    content = draft.config.to_dict() | {"dtype": str(dtype).removeprefix("torch."), "model_type": "llama"}
-    write_json(folder / "config.json", content)
+    rope = dict(draft.config.rope_parameters)
+    write_json(
+        folder / "config.json",
+        draft.config.to_dict()
+        | {
+            "model_type": "llama",
+            "dtype": str(dtype).removeprefix("torch."),
+            # transformers 5 keeps these two in rope_parameters alone; servers on transformers 4 read them here
+            "rope_theta": rope["rope_theta"],
+            "rope_scaling": None if rope.get("rope_type", "default") == "default" else rope,
+        },
+    )
 
 
 def load_draft(folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> Draft:
     """Reads a checkpoint back. Raises UserError for a missing file or any missing, unknown or misshapen tensor."""
-    config = LlamaConfig.from_dict(read_json(folder / "config.json"))
+    content = read_json(folder / "config.json")
+    config = LlamaConfig.from_dict({k: v for k, v in content.items() if k not in ("rope_theta", "rope_scaling")})
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise UserError(f"{weights} is missing; run the rule run_training.")
-    tensors = load_file(weights)
-    draft = Draft(config, tensors["d2t"], tensors["t2d"])
     try:
+        tensors = load_file(weights)
+        draft = Draft(config, tensors["d2t"], tensors["t2d"])
         draft.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (SafetensorError, KeyError, RuntimeError) as error:
         raise UserError(f"{weights} does not hold this draft ({error}); delete it and run again.") from None
     return draft.to(device=device, dtype=dtype).eval().requires_grad_(False)
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_draft import random_draft, random_target
-from transformers import LlamaConfig, Qwen3Config
+from transformers import Qwen3Config
 
 from specforge.errors import UserError
-from specforge.files import write_json
 from specforge.model.files import aux_layers_of, draft_config, load_draft, load_vocab, save_draft, save_vocab
 from specforge.target.model import aux_layers
 
@@ -70,17 +69,19 @@ def test_config_is_that_of_a_one_layer_llama_with_the_targets_shapes(checkpoint)
     assert {name: config[name] for name in same} == {name: getattr(target, name) for name in same}
 
 
-def test_config_carries_the_rope_in_the_old_and_the_new_form(tmp_path):
-    yarn = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0, "original_max_position_embeddings": 64}
-    plain = {"rope_type": "default", "rope_theta": 1e6}
-    for rope, scaling in ((yarn, yarn), (plain, None)):
-        target = Qwen3Config(hidden_size=64, vocab_size=512, rope_parameters=dict(rope))
-        content = draft_config(target, 32, (1, 2, 3)).to_dict()
-        write_json(tmp_path / "config.json", content)
-        assert content["rope_theta"] == rope["rope_theta"]
-        assert content["rope_scaling"] == scaling
-        loaded = LlamaConfig.from_dict(json.loads((tmp_path / "config.json").read_text()))
-        assert {name: loaded.rope_parameters[name] for name in rope} == rope
+@pytest.mark.parametrize("kind", ["default", "yarn"])
+def test_config_carries_the_rope_in_the_old_and_the_new_form(tmp_path, kind):
+    rope = {"rope_type": kind, "rope_theta": 1e6}
+    if kind == "yarn":
+        rope |= {"factor": 4.0, "original_max_position_embeddings": 32}
+    target = random_target()
+    target.model.config.rope_parameters = rope
+    save_draft(tmp_path, random_draft(target, KEPT), torch.float32)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["rope_parameters"] == rope
+    assert written["rope_theta"] == 1e6  # what servers on transformers 4 read; they take 10000 where it is absent
+    assert written["rope_scaling"] == (None if kind == "default" else rope)
+    assert load_draft(tmp_path, torch.float32).config.rope_parameters == rope
 
 
 def served_names(tensors: dict, ignored: set[str]) -> set[str]:
