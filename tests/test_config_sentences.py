@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import yaml
+from workspace import REPOSITORY, snakemake
 
 from specforge.config import load_config
 from specforge.errors import UserError
-from workspace import REPOSITORY, snakemake
 
 CATALOGUE = "ablation_catalogue.baseline"
 

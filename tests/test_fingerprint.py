@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from workspace import REPOSITORY
 
 from specforge.fingerprint import code_version
-from workspace import REPOSITORY
 
 RULES = sorted(path.stem for path in (REPOSITORY / "scripts").glob("*.py"))
 ALL_STEPS = set(RULES)

@@ -14,6 +14,7 @@ from specforge.model.draft import Draft
 from specforge.model.files import draft_config
 from specforge.target.model import Target
 
+torch.set_num_threads(1)  # two busy cores: more threads than cores make tiny matrices a hundred times slower
 LAYERS = (0, 1, 2)
 DYING = """
 import importlib, json, os, signal, sys

@@ -18,11 +18,11 @@ from specforge.data.synthetic import generate
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMOKE = REPOSITORY / "tests" / "smoke.yaml"
 CHATS = "chats.jsonl"
-PARTS = ("Snakefile", "config.yaml", "environment.yaml", "rules", "scripts", "specforge", "profiles", "experiments")
+PARTS = ("Snakefile", "config.yaml", "rules", "scripts", "specforge", "profiles", "experiments")
 
 
 def make_workspace(folder: Path) -> Path:
-    """Copies what a run needs into `folder`, dates included, and writes the chat file of smoke.yaml. Returns `folder`."""
+    """Copies what a run needs into `folder` with its dates, writes the chat file of smoke.yaml, returns `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         source = REPOSITORY / part

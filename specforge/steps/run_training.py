@@ -64,16 +64,22 @@ def run_training(
         "settings": settings | {"epochs": epochs, "aux_layers": list(trainer.target.layers)},
         "inputs": inputs,
         "draft_sha256": sha256_file(Path(draft)),
-        "draft_parameters": sum(p.numel() for p in trainer.draft.parameters()),
         "steps": steps,
+        "code": code,
+        **_facts(trainer),
+    }
+    write_json(Path(manifest), receipt)
+    return receipt
+
+
+def _facts(trainer: Trainer) -> dict:
+    return {
+        "draft_parameters": sum(p.numel() for p in trainer.draft.parameters()),
         "tokens": trainer.tokens,
         "seconds": round(trainer.seconds, 1),
         "versions": versions(),
         "commit": commit(),
-        "code": code,
     }
-    write_json(Path(manifest), receipt)
-    return receipt
 
 
 def _trainer(

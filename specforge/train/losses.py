@@ -49,6 +49,10 @@ class Terms:
     accept_greedy: Tensor
     accept_top1: Tensor
 
+    @classmethod
+    def zero(cls) -> "Terms":
+        return cls(*(torch.zeros(()) for _ in fields(cls)))
+
     def __add__(self, other: "Terms") -> "Terms":
         return Terms(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 

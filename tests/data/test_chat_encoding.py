@@ -137,7 +137,7 @@ def test_coverage_is_the_share_of_occurrences():
     assert coverage(Counter({3: 6, 4: 2}), torch.tensor([3, 5])) == 0.75
 
 
-def preprocess(folder, work, rows, max_length=160, **settings) -> dict:
+def preprocess(folder, work, rows, max_length=256, **settings) -> dict:
     write_jsonl(work / "train.jsonl", rows)
     return preprocess_dataset(
         source=str(work / "train.jsonl"),

@@ -33,9 +33,7 @@ def test_the_three_forms_give_one_record(raw):
 def test_tools_and_calls_are_kept():
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"name": "f"}}]}
     result = {"role": "tool", "content": "3", "tool_call_id": "1"}
-    record, notes = parse_row(
-        {"id": 7, "tools": [{"name": "f"}], "messages": [ASK, call, result, ANSWER]}, 64
-    )
+    record, notes = parse_row({"id": 7, "tools": [{"name": "f"}], "messages": [ASK, call, result, ANSWER]}, 64)
     assert record == {
         "id": "7",
         "tools": [{"name": "f"}],
@@ -92,9 +90,7 @@ def test_keys_that_are_not_kept_are_noted():
     raw = {**NATIVE, "lang": "en", "score": None}
     assert parse_row(raw, 64) == (NATIVE, {DROPPED_KEYS: 1})
     assert parse_row({**NATIVE, "score": None}, 64) == (NATIVE, {})
-    assert parse_row({**NATIVE, "conversations": [ASK, {**ANSWER, "weight": 0}]}, 64).notes == {
-        DROPPED_KEYS: 1
-    }
+    assert parse_row({**NATIVE, "conversations": [ASK, {**ANSWER, "weight": 0}]}, 64).notes == {DROPPED_KEYS: 1}
 
 
 def test_a_missing_id_comes_from_the_content():

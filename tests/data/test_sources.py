@@ -59,9 +59,7 @@ def test_bad_lines_are_rows_with_an_error(tmp_path):
     assert bytes_.value == "\udcff"
 
 
-@pytest.mark.parametrize(
-    "text", ['[\n{"a": 1},\n{"b": 2}', '[\n{"a": 1}\n{"b": 2}]', '[1,\n{"a"}]', "[1]\n2", "[1,]"]
-)
+@pytest.mark.parametrize("text", ['[\n{"a": 1},\n{"b": 2}', '[\n{"a": 1}\n{"b": 2}]', '[1,\n{"a"}]', "[1]\n2", "[1,]"])
 def test_a_broken_array_is_named_with_its_line(tmp_path, text):
     path = tmp_path / "rows.json"
     path.write_text(text)
@@ -99,9 +97,7 @@ def test_the_generator_needs_a_size():
 def test_the_hub_is_streamed_unless_offline(monkeypatch, offline):
     calls = []
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda *args, **kwargs: calls.append((args, kwargs)) or ROWS
-    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: calls.append((args, kwargs)) or ROWS)
     assert [row.value for row in read_source("sharegpt", None, 0)] == ROWS
     ((args, kwargs),) = calls
     assert args == (sources.HUB_NAME,)

@@ -65,9 +65,7 @@ def test_the_share_is_about_met_and_the_seed_matters():
 
 
 @settings(max_examples=60)
-@given(
-    st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=3), max_size=25), st.integers(0, 9)
-)
+@given(st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=3), max_size=25), st.integers(0, 9))
 def test_nothing_leaks(prompts, seed):
     records = [record(*row) for row in prompts]
     train, test, _ = sides(records, share=0.5, seed=seed)

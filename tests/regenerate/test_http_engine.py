@@ -127,9 +127,7 @@ def test_seeds_are_of_the_turn_and_repeat():
     assert set(first.values()).isdisjoint(seeds(seed=1).values())
 
 
-@pytest.mark.parametrize(
-    "fault", [(500, {"error": "boom"}), (429, {"error": {"message": "slow down"}}), None]
-)
+@pytest.mark.parametrize("fault", [(500, {"error": "boom"}), (429, {"error": {"message": "slow down"}}), None])
 def test_passing_faults_are_tried_again(fault):
     asked = Counter()
 

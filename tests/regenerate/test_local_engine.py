@@ -34,9 +34,7 @@ def one_by_one(target, record, max_tokens) -> list[str]:
         if turn["role"] != "assistant":
             history.append(turn)
             continue
-        ids = tokenizer.apply_chat_template(history, add_generation_prompt=True, return_dict=True)[
-            "input_ids"
-        ]
+        ids = tokenizer.apply_chat_template(history, add_generation_prompt=True, return_dict=True)["input_ids"]
         said = []
         while len(said) < max_tokens and tokenizer.eos_token_id not in said:
             with torch.no_grad():
@@ -75,9 +73,7 @@ def test_other_turns_stay_and_answers_carry_their_end(target):
 
 def test_both_ends_occur_and_the_end_token_is_no_text(target):
     rows = rows_of(target, make_conversations(24), max_tokens=60, temperature=2.0).values()
-    turns = [
-        turn for row in rows if "error" not in row for turn in row["conversations"] if "finish_reason" in turn
-    ]
+    turns = [turn for row in rows if "error" not in row for turn in row["conversations"] if "finish_reason" in turn]
     assert {turn["finish_reason"] for turn in turns} == {"stop", "length"}
     assert not any("<|im_end|>" in turn["content"] for turn in turns)
 
@@ -112,9 +108,7 @@ def test_too_long_a_prompt_is_an_error_row_and_a_tight_one_a_short_answer(tmp_pa
 
     def length(words):
         messages = record("", words)["conversations"][:1]
-        return len(
-            tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-        )
+        return len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
 
     tight = next(words for words in range(64) if length(words) >= 58)
     rows = rows_of(target, [record("long", 90), record("tight", tight), record("easy", 3)], temperature=0)

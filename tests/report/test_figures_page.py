@@ -16,9 +16,7 @@ def evaluation(ablation, lr, rounds, temperatures=("0", "1"), mismatches=()):
         run = [Prompt(f"p{i}", 64, rounds + i % 5) for i in range(24)]
         mean = sum(p.tokens for p in run) / sum(p.rounds for p in run)
         by_position = [0.9, 0.8, 0.7, None]
-        scores[temperature] = Scores(
-            Interval(mean, mean - 0.2, mean + 0.2), by_position, Interval(1.2, 1.1, 1.3), run
-        )
+        scores[temperature] = Scores(Interval(mean, mean - 0.2, mean + 0.2), by_position, Interval(1.2, 1.1, 1.3), run)
     lossless = Lossless(24, list(mismatches))
     return Evaluation(RunName(ablation, lr), "tiny", 4, 64, "float32", 0, 24, lossless, scores)
 
@@ -26,9 +24,7 @@ def evaluation(ablation, lr, rounds, temperatures=("0", "1"), mismatches=()):
 def experiment(evaluations, versions=({"torch": "2.9.1"},), regeneration=True):
     manifests = {}
     for index, one in enumerate(evaluations):
-        recipe = Recipe(
-            one.run.ablation, one.run.lr, {"lambda_ce": 0.5, "lambda_rkl": 0.0, "beta_hinge": 0.1}
-        )
+        recipe = Recipe(one.run.ablation, one.run.lr, {"lambda_ce": 0.5, "lambda_rkl": 0.0, "beta_hinge": 0.1})
         manifests[one.run] = Manifest(
             run=recipe,
             settings={},

@@ -154,9 +154,7 @@ def test_conclusion_of_another_temperature():
         evaluation("a", "1e-3", {"0": fast, "1": slow}),
         evaluation("b", "1e-3", {"0": slow, "1": fast}),
     ]
-    assert any(
-        s.startswith("At T=1 b lr1e-3 leads") and "clearly worse there" in s for s in conclusion(rank(pair))
-    )
+    assert any(s.startswith("At T=1 b lr1e-3 leads") and "clearly worse there" in s for s in conclusion(rank(pair)))
 
 
 def test_conclusion_of_one_run_compares_nothing():

@@ -157,9 +157,7 @@ class Picky(BaseHTTPRequestHandler):
         choice = {"message": {"content": f"answer {number}"}, "finish_reason": "stop"}
         self.send_response(status)
         self.end_headers()
-        self.wfile.write(
-            json.dumps({"choices": [choice]} if status == 200 else {"error": "refused"}).encode()
-        )
+        self.wfile.write(json.dumps({"choices": [choice]} if status == 200 else {"error": "refused"}).encode())
 
     def log_message(self, *words):
         """Silence."""

@@ -23,9 +23,7 @@ HOSTILE = "<script>alert(1)</script>&$x_1$"
 
 def scores(rng, quality, hardness):
     tokens = np.full(len(hardness), 64)
-    rounds = np.maximum(
-        8, np.round(64 / np.clip(quality + hardness + rng.normal(0, 0.12, len(hardness)), 1.1, 8))
-    )
+    rounds = np.maximum(8, np.round(64 / np.clip(quality + hardness + rng.normal(0, 0.12, len(hardness)), 1.1, 8)))
     mean = float(tokens.sum() / rounds.sum())
     rate = min(0.97, 0.55 + quality / 12)
     rates = [round(rate * (1 - 0.02 * i), 4) for i in range(6)] + [None if quality < 3.2 else 0.7]
@@ -178,9 +176,7 @@ def test_writes_page_table_and_figures(made):
     assert set(outputs(folder)) == {"report.html", "summary.csv", *(f"{name}.svg" for name in FIGURES)}
     assert len(result["ranking"]) == 12
     text = re.sub(r"<[^>]*>", "", outputs(folder)["report.html"].decode())
-    assert all(
-        html.escape(sentence, quote=False) in text.replace("&#39;", "'") for sentence in result["conclusion"]
-    )
+    assert all(html.escape(sentence, quote=False) in text.replace("&#39;", "'") for sentence in result["conclusion"])
 
 
 def test_equal_inputs_give_equal_bytes(made, tmp_path):

@@ -84,9 +84,7 @@ def steps_taken(monkeypatch) -> list[int]:
 
 def same_result(folder: Path, other: Path) -> bool:
     """Equal weights to the bit, equal metrics but for the time they took."""
-    lines = [
-        [row | {"tokens_per_second": 0} for row in read_jsonl(f / "metrics.jsonl")] for f in (folder, other)
-    ]
+    lines = [[row | {"tokens_per_second": 0} for row in read_jsonl(f / "metrics.jsonl")] for f in (folder, other)]
     weights = [sha256_file(f / "draft" / "model.safetensors") for f in (folder, other)]
     return lines[0] == lines[1] and weights[0] == weights[1]
 

@@ -77,9 +77,7 @@ def reference(draft, target, ids, supervised, objective) -> torch.Tensor:
             ),
             -1,
         )
-        q, k, v = (
-            (x @ w[f"midlayer.self_attn.{name}_proj.weight"].T).unflatten(-1, (-1, size)) for name in "qkv"
-        )
+        q, k, v = ((x @ w[f"midlayer.self_attn.{name}_proj.weight"].T).unflatten(-1, (-1, size)) for name in "qkv")
         place = torch.arange(count) + i
         groups = q.shape[1] // k.shape[1]
         keys.append(rotated(k, place, theta).repeat_interleave(groups, 1))
@@ -114,9 +112,7 @@ def test_loss_and_every_gradient_are_those_of_the_written_out_formulas(draft, ta
     gradients, wanted = (torch.autograd.grad(value, parameters) for value in (loss, sum(alone)))
     for name, gradient, expected in zip(names, gradients, wanted, strict=True):
         assert expected.abs().max() > 0, name
-        torch.testing.assert_close(
-            gradient, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item(), msg=name
-        )
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item(), msg=name)
 
 
 def test_right_padding_changes_nothing(draft, target):
