@@ -23,10 +23,13 @@ def _canonical(path: Path) -> str:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                node.body = node.body[1:] or [ast.Pass()]
+            node.body = [line for line in node.body if not _is_remark(line)] or [ast.Pass()]
     return ast.unparse(tree)
+
+
+def _is_remark(line: ast.stmt) -> bool:
+    """A docstring, also one below an attribute."""
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
 
 
 def _imported_files(path: Path, root: Path) -> Iterator[Path]:

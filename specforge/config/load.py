@@ -9,15 +9,20 @@ from pydantic import BaseModel, ValidationError
 from specforge.config.schema import Config
 from specforge.errors import UserError
 
+# Snakemake reads a value of --config as a number, True, False or text; these are YAML's words.
+WORDS = {"true": True, "false": False, "null": None}
+
 
 def load_config(raw: Mapping[str, Any]) -> Config:
     """Raises UserError listing every mistake with its dotted key, one line each."""
     try:
-        return Config.model_validate(dict(raw))
+        return Config.model_validate({k: WORDS.get(v, v) if isinstance(v, str) else v for k, v in raw.items()})
     except ValidationError as error:
         problems = error.errors()
         # `regenerate` is a section or false; the section's mistakes say enough
         told = [p for p in problems if not any(str(part).startswith("literal[") for part in p["loc"])]
+        # a list that lost a bad item may also be too short; the item's mistake says enough
+        told = [p for p in told if not any(q is not p and q["loc"][: len(p["loc"])] == p["loc"] for q in told)]
         lines = dict.fromkeys(_sentence(problem) for problem in told or problems)
         raise UserError("\n".join(lines)) from None
 

@@ -158,6 +158,11 @@ def _summary(rows: list[dict], temperature: float, options: Evaluate) -> dict:
     own = [row for row in rows if row["temperature"] == temperature]
     spoken = [row for row in own if row["rounds"]]  # a text whose first token ends it took no round
     timed = [row for row in spoken if row.get("plain_tokens")]
+    if not timed:
+        raise UserError(
+            f"At temperature {temperature:g} no timed answer is longer than its first token, so there is nothing to "
+            "measure; raise evaluate.speed_prompts or num_prompts, or look at what the target answers."
+        )
     ratio = {"samples": options.bootstrap_samples, "seed": options.seed}
     tokens, rounds = [row["tokens"] for row in spoken], [len(row["rounds"]) for row in spoken]
     speculative = [row["seconds"] * row["plain_tokens"] / row["tokens"] for row in timed]

@@ -8,7 +8,8 @@ import torch
 from specforge.config.steps import Train
 from specforge.files import digest, exclusive, publish, read_json, sha256_file, write_json
 from specforge.model.draft import Draft
-from specforge.model.files import draft_config, load_vocab, save_draft
+from specforge.model.files import draft_config, save_draft
+from specforge.model.vocab import load_vocab
 from specforge.provenance import commit, versions
 from specforge.target.model import Target, TargetFile, aux_layers
 from specforge.train.batches import read_cache

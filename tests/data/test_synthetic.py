@@ -27,7 +27,7 @@ def test_every_record_is_a_valid_native_record():
 def test_wording_varies_but_prompts_repeat_now_and_then():
     records = list(generate(1200, 0))
     prompts = Counter(user_prompts(record)[0] for record in records)
-    assert 0.75 < len(prompts) / len(records) < 1
+    assert 0.6 < len(prompts) / len(records) < 1
     turns = Counter(len(user_prompts(record)) for record in records)
     assert set(turns) == {1, 2, 3}
     systems = sum(record["conversations"][0]["role"] == "system" for record in records)

@@ -94,7 +94,7 @@ def test_what_is_done_changes_nothing_of_the_rest(target):
 
 def test_the_models_own_sampling_file_is_not_followed(target):
     engine = LocalEngine.load(target, settings())
-    assert (engine.model.generation_config.top_k, engine.model.generation_config.temperature) == (0, 0.8)
+    assert (engine.model.generation_config.top_k, engine.model.generation_config.temperature) == (0, 0.6)
 
 
 def test_too_long_a_prompt_is_an_error_row_and_a_tight_one_a_short_answer(tmp_path):
