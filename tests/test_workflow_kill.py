@@ -22,8 +22,8 @@ SLOW = """
 ablations: baseline
 lr_sweep: false
 num_epochs: 10
-regenerate: {max_tokens: 64, batch_size: 2}
-train: {max_steps: 60, batch_size: 2, save_every: 2}
+regenerate: {max_tokens: 32, batch_size: 4}
+train: {max_steps: 24, batch_size: 4, save_every: 2}
 """
 WORK = {
     "regenerate": "datasets/tiny-chats/.work/*/journal.jsonl",
@@ -88,4 +88,4 @@ def test_a_killed_run_continues_when_the_same_command_is_typed_again(tmp_path: P
     log = (workspace / "logs/run_training/tiny-chats/baseline/lr6e-3.log").read_text()
     assert "baseline lr6e-3: continuing after step" in log
     steps = [row["step"] for row in read_jsonl(workspace / "checkpoints/tiny-chats/baseline/lr6e-3/metrics.jsonl")]
-    assert steps == list(range(1, 61))
+    assert steps == list(range(1, 25))

@@ -80,7 +80,7 @@ def decode_speculative(
     """Chain speculation: K proposals, one verification pass, the accepted ones and a token of the target's own.
 
     The first token is the prefill's, as in plain decoding. A round that runs past `max_new_tokens` counts whole
-    and its surplus is cut from the text; tokens after an end token count nowhere.
+    and its surplus stays in `tokens`; tokens after an end token count nowhere.
     """
     count = limits.num_draft_tokens
     cache = DynamicCache()

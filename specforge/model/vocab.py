@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,8 +23,11 @@ def load_vocab(path: Path, vocab_size: int) -> tuple[Tensor, Tensor]:
     """d2t and t2d. Raises UserError when they do not fit each other or a target of `vocab_size` tokens."""
     if not path.is_file():
         raise UserError(f"{path} is missing; run the rule preprocess_dataset.")
-    maps = load_file(path)
-    d2t, t2d = maps["d2t"], maps["t2d"]
+    try:
+        maps = load_file(path)
+        d2t, t2d = maps["d2t"], maps["t2d"]
+    except (SafetensorError, KeyError):
+        raise UserError(f"{path} is damaged; delete it and run preprocess_dataset again.") from None
     if len(t2d) != vocab_size:
         raise UserError(f"{path} maps {len(t2d)} tokens, the target has {vocab_size}; run preprocess_dataset again.")
     if not torch.equal(t2d.nonzero()[:, 0], d2t + torch.arange(len(d2t))):

@@ -37,6 +37,8 @@ class ResumeFolder:
     def save(self, state: State) -> None:
         """Writes the state aside, flushes, renames; then forgets all but the newest two."""
         path = self.folder / f"step-{state.step:08d}.safetensors"
+        for torn in self.folder.glob(".step-*.part"):  # a kill in the middle of a save; the folder is held by us alone
+            torn.unlink()
         with atomic_path(path) as partial:
             save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()},

@@ -33,7 +33,7 @@ def test_wording_varies_but_prompts_repeat_now_and_then():
     systems = sum(record["conversations"][0]["role"] == "system" for record in records)
     assert 0.1 < systems / len(records) < 0.2
     answers = [t["content"] for record in records for t in record["conversations"] if t["role"] == "assistant"]
-    assert len(set(answers)) > 0.95 * len(answers)
+    assert len(set(answers)) > 0.9 * len(answers)
     assert 25 < statistics.mean(len(answer.split()) for answer in answers) < 80
 
 

@@ -9,7 +9,8 @@ from tiny_draft import random_draft, random_target
 from transformers import Qwen3Config
 
 from specforge.errors import UserError
-from specforge.model.files import aux_layers_of, draft_config, load_draft, load_vocab, save_draft, save_vocab
+from specforge.model.files import aux_layers_of, draft_config, load_draft, save_draft
+from specforge.model.vocab import load_vocab, save_vocab
 from specforge.target.model import aux_layers
 
 KEPT = torch.tensor([0, 3, 4, 9, 17, 18, 30, 39])
