@@ -55,7 +55,7 @@ rule report:
         runtime=10,
     params:
         config=cfg.model_dump(
-            mode="json", exclude={"backend", "skip_download", "wandb"}
+            mode="json", exclude={"backend", "single_gpu", "skip_download", "wandb"}
         ),
         code=code_version("report"),
     script:
