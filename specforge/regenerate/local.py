@@ -13,7 +13,7 @@ from specforge.config.steps import Regenerate
 from specforge.errors import UserError
 from specforge.files import digest
 from specforge.regenerate.engine import Completion, Dialogue
-from specforge.target.model import TargetFile
+from specforge.target.model import TargetFile, default_device
 
 WINDOW_BATCHES = 16
 
@@ -42,8 +42,8 @@ class LocalEngine:
     @classmethod
     def load(cls, target: TargetFile, settings: Regenerate) -> "LocalEngine":
         """On the GPU in bfloat16 where there is one, else on the CPU in float32."""
-        gpu = torch.cuda.is_available()
-        model = target.load(torch.bfloat16 if gpu else torch.float32, "cuda" if gpu else "cpu")
+        device = default_device()
+        model = target.load(torch.bfloat16 if device.type == "cuda" else torch.float32, device)
         return cls(model, target.tokenizer(), settings)
 
     def run(self, records: Iterable[Record], done: Container[str]) -> Generator[Record, None, None]:

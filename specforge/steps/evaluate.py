@@ -1,7 +1,5 @@
 """Evaluate one draft by real speculative decoding of held-out prompts against the target."""
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -17,16 +15,14 @@ from specforge.files import digest, exclusive, read_jsonl, sha256_file, write_js
 from specforge.journal import Journal
 from specforge.model.files import aux_layers_of, load_draft
 from specforge.progress import Progress
-from specforge.target.model import Target, TargetFile
-
-log = logging.getLogger("specforge")
+from specforge.target.model import Target, TargetFile, default_device
 
 
 class Bench:
     """Target and draft side by side, and the seeds that make runs of a sweep comparable prompt by prompt."""
 
     def __init__(self, source: TargetFile, draft: Path, chat_template: str | None, settings: Evaluate):
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = default_device()
         dtype = getattr(torch, settings.dtype)
         self.settings = settings
         self.draft = load_draft(draft, dtype, device)
@@ -54,7 +50,7 @@ class Bench:
         generator = self._generator(number)
         spec = decode_speculative(self.target, self.draft, ids, self.limits, temperature, generator)
         row = {
-            "id": f"{temperature:g}|{prompt.id}",
+            "id": _row_id(prompt, temperature),
             "prompt": prompt.id,
             "temperature": temperature,
             "tokens": len(spec.tokens) - 1,
@@ -126,19 +122,17 @@ def evaluate(
 
 def _decode_all(bench: Bench, prompts: list[Prompt], path: Path, label: str) -> None:
     journal = Journal(path)
-    work = list(_work(bench, prompts))
-    progress = Progress(label, len(work), "prompts", done=sum(row_id in journal for row_id, *_ in work))
+    work = [(*numbered, temperature) for temperature in bench.settings.temperatures for numbered in enumerate(prompts)]
+    progress = Progress(label, len(work), "prompts", done=len(journal))
     with journal:
-        for row_id, prompt, number, temperature in work:
-            if row_id not in journal:
+        for number, prompt, temperature in work:
+            if _row_id(prompt, temperature) not in journal:
                 journal.append(bench.row(prompt, number, temperature))
                 progress.advance()
 
 
-def _work(bench: Bench, prompts: list[Prompt]) -> Iterator[tuple[str, Prompt, int, float]]:
-    for temperature in bench.settings.temperatures:
-        for number, prompt in enumerate(prompts):
-            yield f"{temperature:g}|{prompt.id}", prompt, number, temperature
+def _row_id(prompt: Prompt, temperature: float) -> str:
+    return f"{temperature:g}|{prompt.id}"
 
 
 def _lossless(rows: list[dict], dtype: str) -> dict:

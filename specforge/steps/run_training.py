@@ -1,6 +1,5 @@
 """Train one draft: one ablation at one learning rate."""
 
-import logging
 from pathlib import Path
 
 import torch
@@ -11,15 +10,13 @@ from specforge.model.draft import Draft
 from specforge.model.files import draft_config, save_draft
 from specforge.model.vocab import load_vocab
 from specforge.provenance import commit, versions
-from specforge.target.model import Target, TargetFile, aux_layers
+from specforge.target.model import Target, TargetFile, aux_layers, default_device
 from specforge.train.batches import read_cache
 from specforge.train.loop import Trainer
 from specforge.train.losses import LossWeights
 from specforge.train.resume import ResumeFolder
 from specforge.train.tracking import wandb_report
 from specforge.train.unroll import Objective
-
-log = logging.getLogger("specforge")
 
 
 def run_training(
@@ -91,7 +88,7 @@ def _trainer(
     options: Train,
     layers: list[int] | None,
 ) -> Trainer:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     dtype = getattr(torch, options.dtype)
     config = source.config().get_text_config()
     ids = aux_layers(config.num_hidden_layers, tuple(layers) if layers else None)

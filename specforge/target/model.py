@@ -39,6 +39,11 @@ class TargetFile:
         return model.to(device).eval().requires_grad_(False)
 
 
+def default_device() -> torch.device:
+    """The first GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def aux_layers(num_layers: int, chosen: tuple[int, ...] | None) -> tuple[int, int, int]:
     """The three target layers (0-based) whose outputs the draft reads: the EAGLE-3 rule 1, N/2-1, N-4 or `chosen`.
 

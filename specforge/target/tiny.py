@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from specforge.config.steps import TinyTarget
 from specforge.files import read_jsonl
 from specforge.progress import Progress
-from specforge.train.batches import epoch_batches
+from specforge.train.batches import step_batches
 from specforge.train.optim import MasterAdamW, scheduled_lr
 from specforge.train.preempt import Preempted, sigterm_flag
 from specforge.train.resume import ResumeFolder, State
@@ -94,6 +94,8 @@ def train_target(
     model: Qwen3ForCausalLM, data: list[torch.Tensor], settings: TinyTarget, resume: ResumeFolder
 ) -> float:
     """Trains for `settings.steps` steps, continuing from `resume`; returns the last step's loss in nats a token."""
+    lengths = [len(ids) for ids in data]
+    size = max(1, round(settings.batch_tokens * len(data) / sum(lengths)))
     optimizer = MasterAdamW(model, (0.9, 0.95), 0.01)
     state = resume.load()
     done, loss = 0, float("nan")
@@ -103,8 +105,8 @@ def train_target(
     progress = Progress("tiny target", settings.steps, "steps", done)
     model.train()
     with sigterm_flag() as asked:
-        for step, batch in _batches(data, settings, done):
-            value = language_model_loss(model, batch)
+        for step, batch in step_batches(lengths, size, settings.seed, done, settings.steps):
+            value = language_model_loss(model, [data[index] for index in batch])
             value.backward()
             optimizer.step(scheduled_lr(step, settings.steps, settings.lr, 0.05), 1.0)
             loss, finished = value.item(), step + 1
@@ -115,15 +117,3 @@ def train_target(
                 raise Preempted(143)
     model.eval()
     return loss
-
-
-def _batches(data: list[torch.Tensor], settings: TinyTarget, done: int) -> Iterator[tuple[int, list[torch.Tensor]]]:
-    lengths = [len(ids) for ids in data]
-    size = max(1, round(settings.batch_tokens * len(data) / sum(lengths)))
-    step, epoch = 0, 0
-    while step < settings.steps:
-        for batch in epoch_batches(lengths, size, settings.seed, epoch):
-            if done <= step < settings.steps:
-                yield step, [data[index] for index in batch]
-            step += 1
-        epoch += 1

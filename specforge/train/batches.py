@@ -1,6 +1,6 @@
 """Which sequences make which step: a function of seed and epoch alone, so that a resumed run sees the same."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,19 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int
         batches += [bucket[i : i + batch_size].tolist() for i in range(0, len(bucket), batch_size)]
     rng.shuffle(batches)
     return batches
+
+
+def step_batches(
+    lengths: Sequence[int], batch_size: int, seed: int, done: int, steps: int
+) -> Iterator[tuple[int, list[int]]]:
+    """(step, indices) of each step from `done` to `steps`, epoch after epoch, as `epoch_batches` orders them."""
+    step, epoch = 0, 0
+    while step < steps:
+        for batch in epoch_batches(lengths, batch_size, seed, epoch):
+            if done <= step < steps:
+                yield step, batch
+            step += 1
+        epoch += 1
 
 
 def read_cache(path: Path) -> Dataset:

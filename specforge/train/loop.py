@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from specforge.files import atomic_path
 from specforge.model.draft import Draft
 from specforge.progress import Progress
 from specforge.target.model import Target
-from specforge.train.batches import collate, epoch_batches
+from specforge.train.batches import collate, step_batches
 from specforge.train.losses import Terms
 from specforge.train.optim import MasterAdamW, scheduled_lr
 from specforge.train.preempt import Preempted, sigterm_flag
@@ -75,7 +75,7 @@ class Trainer:
         if done:
             log.info("%s: continuing after step %d of %d", label, done, steps)
         with sigterm_flag() as asked:
-            for step, batch in self._batches(done, steps):
+            for step, batch in step_batches(self.lengths, self.settings.batch_size, self.settings.seed, done, steps):
                 line = self._step(batch, step, scheduled_lr(step, steps, lr, self.settings.warmup_share))
                 finished = step + 1
                 if "ce" in line:
@@ -96,15 +96,6 @@ class Trainer:
         self.optimizer.load(state.tensors)
         self.tokens, self.seconds = state.facts["tokens"], state.facts["seconds"]
         return state.step
-
-    def _batches(self, done: int, steps: int) -> Iterator[tuple[int, list[int]]]:
-        step, epoch = 0, 0
-        while step < steps:
-            for batch in epoch_batches(self.lengths, self.settings.batch_size, self.settings.seed, epoch):
-                if done <= step < steps:
-                    yield step, batch
-                step += 1
-            epoch += 1
 
     def _step(self, batch: list[int], step: int, lr: float) -> dict:
         """One optimizer step; returns its metrics, with every term's when the step is to be logged."""

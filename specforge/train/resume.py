@@ -1,7 +1,6 @@
 """Training state on disk: whole or absent, the newest and the one before, no pickle."""
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,9 +59,6 @@ class ResumeFolder:
                 continue
             return State(int(path.stem.removeprefix("step-")), tensors, facts)
         return None
-
-    def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
