@@ -53,15 +53,21 @@ RUN = f"checkpoints/{PREFIX}/{{ablation}}/lr{{lr}}"
 RESULT = f"results/{PREFIX}/{{ablation}}/lr{{lr}}"
 
 
-def section(name):
-    """A section of the configuration as plain, canonical params."""
-    value = getattr(cfg, name)
-    return value and value.model_dump(mode="json")
+def recipe(name):
+    """What a section of the configuration says of a rule's result; False for a section that is off."""
+    section = getattr(cfg, name)
+    return section and section.recipe()
 
 
 def untracked(value):
     """A param that says where or how a step runs, not what it makes: Snakemake compares none that needs resources."""
     return lambda wildcards, resources: value
+
+
+def placement(name):
+    """What a section says of how a rule runs."""
+    section = getattr(cfg, name)
+    return untracked(section and section.placement())
 
 
 def loss_weights(wildcards):

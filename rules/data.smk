@@ -18,7 +18,7 @@ rule prep_dataset:
         sample_size=cfg.sample_size,
         split_eval=cfg.split_eval,
         seed={"seed": cfg.seed},
-        settings=section("prepare"),
+        settings=recipe("prepare"),
         code=code_version("prep_dataset"),
         backend=untracked(cfg.backend),
     script:
@@ -41,7 +41,8 @@ rule regenerate_dataset:
         mem_mb=4000,
         runtime=1440,
     params:
-        settings=section("regenerate"),
+        settings=recipe("regenerate"),
+        placement=placement("regenerate"),
         work=f"datasets/{PREFIX}/.work",
         code=code_version("regenerate_dataset"),
         backend=untracked(cfg.backend),
@@ -62,7 +63,7 @@ rule preprocess_dataset:
         mem_mb=2000,
         runtime=240,
     params:
-        settings=section("preprocess"),
+        settings=recipe("preprocess"),
         max_length=cfg.max_length,
         code=code_version("preprocess_dataset"),
         backend=untracked(cfg.backend),

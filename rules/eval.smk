@@ -13,7 +13,7 @@ rule evaluate:
         mem_mb=2000,
         runtime=240,
     params:
-        settings=section("evaluate"),
+        settings=recipe("evaluate"),
         chat_template=cfg.preprocess.chat_template,
         work=f"{RESULT}/.work",
         code=code_version("evaluate"),
@@ -54,9 +54,7 @@ rule report:
         mem_mb=1000,
         runtime=10,
     params:
-        config=cfg.model_dump(
-            mode="json", exclude={"backend", "single_gpu", "skip_download", "wandb"}
-        ),
+        config=cfg.recipe(),
         code=code_version("report"),
     script:
         "../scripts/report.py"

@@ -12,7 +12,7 @@ rule train_tiny_target:
         mem_mb=3000,
         runtime=30,
     params:
-        settings=section("tiny_target"),
+        settings=recipe("tiny_target"),
         max_length=cfg.max_length,
         work="checkpoints/targets/tiny-{name}/.work",
         code=code_version("train_tiny_target"),

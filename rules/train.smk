@@ -15,13 +15,14 @@ rule run_training:
         runtime=1440,
     params:
         weights=loss_weights,
-        settings=section("train"),
+        settings=recipe("train"),
+        placement=placement("train"),
         layers=cfg.aux_layers,
         epochs={"epochs": cfg.num_epochs},
         work=f"{RUN}/.work",
         code=code_version("run_training"),
         single_gpu=untracked(cfg.single_gpu),
-        wandb=untracked(section("wandb")),
+        wandb=untracked(cfg.wandb.recipe()),
         backend=untracked(cfg.backend),
     script:
         "../scripts/run_training.py"

@@ -10,6 +10,7 @@ run(
     source=snakemake.input.source,
     target=snakemake.input.target,
     settings=snakemake.params.settings,
+    placement=snakemake.params.placement,
     code=snakemake.params.code,
     output=snakemake.output.data,
     errors=snakemake.output.errors,

@@ -15,6 +15,7 @@ run(
     lr=snakemake.wildcards.lr,
     weights=snakemake.params.weights,
     settings=snakemake.params.settings,
+    placement=snakemake.params.placement,
     layers=snakemake.params.layers,
     epochs=snakemake.params.epochs["epochs"],
     wandb=snakemake.params.wandb,

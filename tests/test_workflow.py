@@ -109,6 +109,8 @@ def test_snakemakes_own_report_holds_the_figures(finished: Path, tmp_path: Path)
         ({"regenerate": False}, FROM_REGENERATION),
         ({"tiny_target": {"steps": 5}}, {"train_tiny_target": 1, **FROM_REGENERATION}),
         ({"seed": 1}, EVERYTHING),
+        ({"regenerate": {"concurrency": 8, "num_servers": 2, "max_failed_share": 0.5}}, {}),
+        ({"train": {"save_every": 7}}, {}),
         ({"wandb": {"project": "drafts"}}, {}),
         ({"skip_download": True}, {}),
         ({"single_gpu": False}, {}),

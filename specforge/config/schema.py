@@ -49,6 +49,7 @@ def slug(text: str) -> str:
 
 
 class Config(Section):
+    PLACEMENT = frozenset({"backend", "single_gpu", "skip_download", "wandb"})
     target_model: Annotated[str, Field(min_length=1)] = TINY
     dataset: Annotated[str, Field(min_length=1)] = "synthetic"
     sample_size: Annotated[Int, Field(ge=1)] | None = None

@@ -1,6 +1,6 @@
 """Settings of one step each, in pipeline order. A section reaches its rule as plain, canonical params."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
@@ -13,7 +13,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
+    """Options of one part. Those in PLACEMENT say how it runs, not what it makes: changing one reruns nothing."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+    PLACEMENT: ClassVar[frozenset[str]] = frozenset()
+
+    def recipe(self) -> dict[str, Any]:
+        """All that decides the result, as plain, canonical values."""
+        plain = self.model_dump(mode="json", exclude=set(self.PLACEMENT))
+        sections = {name: getattr(self, name) for name in plain}
+        return plain | {name: value.recipe() for name, value in sections.items() if isinstance(value, Section)}
+
+    def placement(self) -> dict[str, Any]:
+        """The rest."""
+        return self.model_dump(mode="json", include=set(self.PLACEMENT))
 
 
 class Prepare(Section):
@@ -52,6 +65,7 @@ class TinyTarget(Section):
 class Regenerate(Section):
     """regenerate_dataset: how the target writes each assistant turn anew."""
 
+    PLACEMENT = frozenset({"concurrency", "num_servers", "max_failed_share"})
     engine: Literal["transformers", "sglang", "endpoint"] = "transformers"
     endpoints: tuple[str, ...] = ()
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.6
@@ -79,7 +93,7 @@ class Regenerate(Section):
 class Preprocess(Section):
     """preprocess_dataset: token ids, loss masks and the draft vocabulary."""
 
-    draft_vocab_size: Annotated[Int, Field(ge=1)] = 512
+    draft_vocab_size: Annotated[Int, Field(ge=1)] = 768
     chat_template: str | None = None
     min_supervised_share: Share = 0.02
     min_coverage: Share = 0.9
@@ -88,7 +102,8 @@ class Preprocess(Section):
 class Train(Section):
     """run_training: what all runs of a sweep share."""
 
-    batch_size: Annotated[Int, Field(ge=1)] = 8
+    PLACEMENT = frozenset({"save_every"})
+    batch_size: Annotated[Int, Field(ge=1)] = 4
     ttt_length: Annotated[Int, Field(ge=1)] = 7
     loss_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
     opd_temperature: Annotated[float, Field(gt=0)] = 1.0

@@ -21,15 +21,13 @@ from specforge.regenerate.local import LocalEngine
 from specforge.regenerate.servers import running_servers, sglang_command
 from specforge.target.model import TargetFile
 
-NOT_IN_TEXT = ("concurrency", "num_servers", "max_failed_share")
-"""Settings that change no word: a run continues after they were changed."""
-
 
 def regenerate_dataset(
     *,
     source: str,
     target: str,
     settings: dict[str, Any] | bool,
+    placement: dict[str, Any] | bool,
     code: str,
     output: str,
     errors: str,
@@ -39,7 +37,8 @@ def regenerate_dataset(
 ) -> dict[str, Any]:
     """Writes the regenerated conversations in input order, those that failed, and a summary; returns it.
 
-    `target` is a target.json. With `settings` False the conversations are copied as they are. Raises
+    `target` is a target.json; `settings` and `placement` are the two halves of Regenerate, and a run continues
+    after the second was changed. With `settings` False the conversations are copied as they are. Raises
     UserError when more than `max_failed_share` of them failed. The next run tries those again that failed
     on a server; the local engine would only fail again, so its failures stand in the journal.
     """
@@ -48,12 +47,8 @@ def regenerate_dataset(
         write_jsonl(Path(errors), ())
         return _write(read_jsonl(Path(source)), {}, False, Path(output), Path(summary))
     torch.set_num_threads(threads)
-    recipe, model = Regenerate(**settings), TargetFile.read(target)
-    told = recipe.model_dump(mode="json")
-    key = digest(
-        {name: value for name, value in told.items() if name not in NOT_IN_TEXT},
-        code, sha256_file(Path(source)), model.sha256,
-    )  # fmt: skip
+    recipe, model = Regenerate(**settings, **placement), TargetFile.read(target)
+    key = digest(settings, code, sha256_file(Path(source)), model.sha256)
     with exclusive(Path(work) / key) as folder, Journal(folder / "journal.jsonl") as journal:
         allowed = recipe.max_failed_share * len(ids)
         transient = _fill(journal, ids, Path(source), _engine(recipe, model, folder), allowed)
@@ -64,7 +59,7 @@ def regenerate_dataset(
         if len(failed) > allowed:
             raise _too_many(failed, len(ids), recipe.max_failed_share, folder / "errors.jsonl")
         rows = (journal[identity] for identity in ids if identity not in failed)
-        return _write(rows, failed, told, Path(output), Path(summary))
+        return _write(rows, failed, settings, Path(output), Path(summary))
 
 
 def _identities(source: Path) -> list[str]:

@@ -29,6 +29,7 @@ def run_training(
     lr: str,
     weights: dict,
     settings: dict,
+    placement: dict,
     layers: list[int] | None,
     epochs: int,
     wandb: dict,
@@ -45,7 +46,7 @@ def run_training(
     changed recipe starts anew.
     """
     torch.set_num_threads(threads)
-    options, source = Train(**settings), TargetFile.read(target)
+    options, source = Train(**settings, **placement), TargetFile.read(target)
     inputs = {"target": source.sha256, **read_json(Path(cache_summary))["sha256"]}
     recipe = {"weights": weights, "lr": lr, "settings": settings, "layers": layers, "epochs": epochs}
     with exclusive(Path(work) / digest(recipe, inputs, code)) as folder:

@@ -37,7 +37,8 @@ def arguments(folder: Path, source: Path, target: Path, **changes) -> dict:
     return {
         "source": str(source),
         "target": str(target),
-        "settings": Regenerate(**recipe).model_dump(mode="json"),
+        "settings": Regenerate(**recipe).recipe(),
+        "placement": Regenerate(**recipe).placement(),
         "code": "abc",
         "output": str(folder / "out.jsonl"),
         "errors": str(folder / "errors.jsonl"),
@@ -192,7 +193,7 @@ def test_failed_conversations_are_listed_and_tried_again(tmp_path, source, targe
 
 def test_too_many_failures_stop_the_step_in_one_sentence(tmp_path, source, target, endpoint):
     call = arguments(tmp_path, source, target, engine="endpoint", endpoints=[endpoint], max_failed_share=0.05)
-    call["settings"]["concurrency"] = 1
+    call["placement"]["concurrency"] = 1
     Picky.bad = tuple(map(str, range(5, 30)))
     with pytest.raises(UserError, match=r"3 of 40 conversations failed.*first is 'c5' .*HTTP 400: refused"):
         regenerate_dataset(**call)
