@@ -75,7 +75,7 @@ class Regenerate(Section):
     concurrency: Annotated[Int, Field(ge=1)] = 64
     num_servers: Annotated[Int, Field(ge=1)] = 1
     tp_size: Annotated[Int, Field(ge=1)] = 1
-    max_failed_share: Share = 0.05
+    max_failed_share: Share = 0.3
     seed: Int = 0
 
     @model_validator(mode="after")

@@ -63,6 +63,7 @@ class Regeneration:
     conversations: int
     regenerated: int
     failed: int
+    ended_early: int
     turns: int
     finish_reasons: dict[str, int]
 
@@ -159,8 +160,9 @@ def _funnel(experiment: Experiment) -> list[tuple[str, int, str]]:
         ("for training", prep.train, f"{_count(prep.test)} held out for the evaluation"),
     ]
     if regeneration := experiment.regeneration:
-        failed = f"{_count(regeneration.failed)} failed, {_count(regeneration.turns)} turns by the target"
-        steps.append(("regenerated", regeneration.regenerated, failed))
+        lost = f"{_count(regeneration.failed)} failed, {_count(regeneration.ended_early)} ended early"
+        said = f"{lost}, {_count(regeneration.turns)} turns by the target"
+        steps.append(("regenerated", regeneration.regenerated, said))
     made = f"{_count(cache.sequences)} sequences, {_count(cache.truncated)} of them cut"
     return [
         *steps,

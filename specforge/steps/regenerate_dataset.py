@@ -131,15 +131,16 @@ def _write(
     rows: Iterable[dict], failed: dict[str, str], settings: dict | bool, output: Path, summary: Path
 ) -> dict[str, Any]:
     """The output, then what is true of it; no times, so that equal runs give equal files."""
-    turns, tokens, reasons = 0, 0, Counter()
+    turns, tokens, early, reasons = 0, 0, 0, Counter()
 
     def counted() -> Iterator[dict]:
-        nonlocal turns, tokens
+        nonlocal turns, tokens, early
         for row in rows:
             answers = [turn for turn in row["conversations"] if turn["role"] == "assistant"]
             turns += len(answers)
             reasons.update(turn["finish_reason"] for turn in answers if settings)
             tokens += row.pop("tokens", 0) if settings else 0
+            early += row.pop("ended_early", False) if settings else 0
             yield row
 
     written = write_jsonl(output, counted())
@@ -147,6 +148,7 @@ def _write(
         "conversations": written + len(failed),
         "regenerated": written if settings else 0,
         "failed": len(failed),
+        "ended_early": early,
         "turns": turns,
         "tokens": tokens,
         "finish_reasons": dict(sorted(reasons.items())),

@@ -176,6 +176,13 @@ def test_useless_answers_are_error_rows(answer, cause):
     assert cause in row["error"]
 
 
+def test_an_empty_later_answer_ends_the_conversation_after_the_one_before():
+    with serving(lambda body: says("" if len(body["messages"]) > 2 else "fine")) as servers:
+        row = rows_of(servers, make_conversations(3))["c2"]  # three answers long
+    assert [turn["content"] for turn in row["conversations"][1:]] == ["fine"]
+    assert row["ended_early"]
+
+
 def test_a_conversation_stays_on_its_server_and_load_is_level():
     barrier = threading.Barrier(4, timeout=5)
 

@@ -40,7 +40,7 @@ def experiment(evaluations, versions=({"torch": "2.9.1"},), regeneration=True):
         ranking=rank(evaluations, samples=200),
         manifests=manifests,
         prep=Prep("synthetic", 100, 90, 80, 10, 10, {"empty": 10}, {}),
-        regeneration=Regeneration(80, 79, 1, 120, {"stop": 120}) if regeneration else None,
+        regeneration=Regeneration(80, 79, 1, 2, 120, {"stop": 120}) if regeneration else None,
         cache=Cache(79, 79, 9000, 4000, 1, 0, 128, 512, 0.98, [50], [("Hi", False), ("yo", True)], None),
         config={"ablations": ("all",), "nested": {"lrs": (1, 2)}},
     )

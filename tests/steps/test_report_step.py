@@ -93,6 +93,7 @@ REGENERATED = {
     "conversations": 1128,
     "regenerated": 1121,
     "failed": 7,
+    "ended_early": 3,
     "turns": 1894,
     "finish_reasons": {"stop": 1790, "length": 104},
 }
