@@ -5,6 +5,7 @@ rule run_training:
     output:
         config=f"{RUN}/draft/config.json",
         draft=f"{RUN}/draft/model.safetensors",
+        card=f"{RUN}/draft/README.md",
         metrics=f"{RUN}/metrics.jsonl",
         manifest=f"{RUN}/manifest.json",
     log:
@@ -21,6 +22,7 @@ rule run_training:
         epochs={"epochs": cfg.num_epochs},
         work=f"{RUN}/.work",
         code=code_version("run_training"),
+        regenerated=untracked(bool(cfg.regenerate)),
         single_gpu=untracked(cfg.single_gpu),
         wandb=untracked(cfg.wandb.recipe()),
         backend=untracked(cfg.backend),

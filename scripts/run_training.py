@@ -23,6 +23,8 @@ run(
     draft=snakemake.output.draft,
     metrics=snakemake.output.metrics,
     manifest=snakemake.output.manifest,
+    card=snakemake.output.card,
+    regenerated=snakemake.params.regenerated,
     work=snakemake.params.work,
     threads=snakemake.threads,
 )

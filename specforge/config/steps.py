@@ -100,13 +100,18 @@ class Preprocess(Section):
 
 
 class Train(Section):
-    """run_training: what all runs of a sweep share."""
+    """run_training: what all runs of a sweep share. What the peers do where it differs stands in README."""
 
-    PLACEMENT = frozenset({"save_every"})
-    batch_size: Annotated[Int, Field(ge=1)] = 4
+    PLACEMENT = frozenset({"save_every", "keep_states", "micro_tokens", "target_tp"})
+    batch_size: Annotated[Int, Field(ge=1)] = 4  # conversations an optimizer step, over all processes
+    micro_tokens: Annotated[Int, Field(ge=1)] | None = None  # tokens at once on one process; None: what memory holds
     ttt_length: Annotated[Int, Field(ge=1)] = 7
     loss_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
     opd_temperature: Annotated[float, Field(gt=0)] = 1.0
+    mask_shift: Annotated[Int, Field(ge=0, le=2)] = 0
+    normaliser: Literal["supervised", "positions"] = "supervised"
+    rollout: Literal["teacher_forced", "on_policy"] = "teacher_forced"
+    rollout_share: Annotated[float, Field(gt=0, le=1)] = 0.25  # of supervised positions, where the draft goes on alone
     warmup_share: Share = 0.015
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -116,7 +121,12 @@ class Train(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_steps: Annotated[Int, Field(ge=1)] | None = None
     save_every: Annotated[Int, Field(ge=1)] = 50
+    keep_states: Annotated[Int, Field(ge=1)] = 2
     log_every: Annotated[Int, Field(ge=1)] = 10
+    held_out: Annotated[Int, Field(ge=0)] = 16  # sequences, at most a tenth of all
+    validate_every: Annotated[Int, Field(ge=1)] = 100
+    publish: Literal["last", "best"] = "last"  # best: by held-out acceptance
+    target_tp: Annotated[Int, Field(ge=1)] = 1  # processes that share one copy of the target
     seed: Int = 0
 
     @model_validator(mode="after")
@@ -158,12 +168,16 @@ class Ablation(Section):
     lambda_ce: Annotated[float, Field(ge=0)] = 0.0
     lambda_rkl: Annotated[float, Field(ge=0)] = 0.0
     beta_hinge: Annotated[float, Field(ge=0)] = 0.0
+    lambda_tv: Annotated[float, Field(ge=0)] = 0.0
+    lambda_lk_alpha: Annotated[float, Field(ge=0)] = 0.0
+    lambda_lk_lambda: Annotated[float, Field(ge=0)] = 0.0
+    lk_eta: Annotated[float, Field(gt=0)] = 3.0
     lrs: Annotated[tuple[Rate, ...], Field(min_length=1), AfterValidator(_unique_rates)]
 
     @model_validator(mode="after")
     def trains_something(self):
-        if not self.lambda_ce + self.lambda_rkl + self.beta_hinge:
-            raise ValueError("all weights are 0, so nothing would be trained; set lambda_ce, lambda_rkl or beta_hinge")
+        if not any(value for name, value in self.weights().items() if name != "lk_eta"):
+            raise ValueError("all weights are 0, so nothing would be trained; set lambda_ce, lambda_rkl or another")
         return self
 
     def weights(self) -> dict[str, float]:

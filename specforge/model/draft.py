@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from specforge.model.compiled import compiled
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Rotary = tuple[Tensor, Tensor]
 
@@ -33,11 +35,17 @@ class Attention(nn.Module):
         return projection(x).unflatten(-1, (-1, self.head_dim))
 
 
+@compiled
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     """Rotary position embedding of rows [M, heads, D] by cosines and sines [M, D] (Su et al. 2021, half-split form)."""
     cos, sin = (part.unsqueeze(1) for part in rotary)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+@compiled
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
 
 
 class MLP(nn.Module):
@@ -48,7 +56,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(_gated(self.gate_proj(x), self.up_proj(x)))
 
 
 class MidLayer(nn.Module):
@@ -64,7 +72,7 @@ class MidLayer(nn.Module):
         attn = self.self_attn
         k, v = rotate(attn.heads(attn.k_proj, x), rotary), attn.heads(attn.v_proj, x)
         if keep is not None:
-            x, hidden, rotary = x[keep], hidden[keep], (rotary[0][keep], rotary[1][keep])
+            x, hidden, *rotary = (part.index_select(0, keep) for part in (x, hidden, *rotary))
         q = rotate(attn.heads(attn.q_proj, x), rotary)
         hidden = hidden + attn.o_proj(attend(q, k, v).flatten(1))
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
@@ -113,6 +121,12 @@ class Draft(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., H] to logits over the draft vocabulary, [..., Vd]."""
         return self.lm_head(self.norm(hidden))
+
+    @torch.no_grad()
+    def copy_head(self, rows: Tensor, norm: Tensor) -> None:
+        """Starts the head from the target's rows [Vd, H] and its final norm [H]: no token need be learnt again."""
+        self.lm_head.weight.copy_(rows)
+        self.norm.weight.copy_(norm)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:

@@ -50,7 +50,7 @@ def draft_config(target: Any, draft_vocab_size: int, layers: tuple[int, int, int
 def draft_tensors(draft: Draft, dtype: torch.dtype) -> dict[str, Tensor]:
     """All tensors of a checkpoint; the target's embedding is not among them, the server shares it."""
     return {
-        name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()
         for name, tensor in draft.state_dict().items()
     }
 

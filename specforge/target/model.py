@@ -10,6 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from specforge.errors import UserError
 from specforge.files import read_json
+from specforge.model.packing import Packing
+from specforge.target import packed
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class TargetFile:
     def config(self) -> Any:
         return AutoConfig.from_pretrained(self.model, revision=self.revision)
 
-    def load(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
+    def load(self, dtype: torch.dtype, device: torch.device | str = "cpu", tp: int = 1) -> Any:
         """The causal language model in eval mode, without gradients; safetensors only."""
         model = AutoModelForCausalLM.from_pretrained(
             self.model, revision=self.revision, dtype=dtype, use_safetensors=True
@@ -72,9 +74,14 @@ class Target:
         self.decoder = model.get_decoder()
         self.embed = model.get_input_embeddings()
         self.head = model.get_output_embeddings()
+        self.vocab_size = model.config.get_text_config().vocab_size
+        ends = model.generation_config.eos_token_id
+        self.end_ids = torch.tensor([] if ends is None else ends, dtype=torch.int64).flatten()
         self._seen: dict[int, Tensor] = {}
         for layer in layers:
             self.decoder.layers[layer].register_forward_hook(self._keeper(layer))
+        if packed.is_ordinary(model.config.get_text_config()):
+            model.set_attn_implementation(packed.NAME)
 
     def _keeper(self, layer: int):
         def keep(module: nn.Module, args: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
@@ -88,5 +95,38 @@ class Target:
         With a transformers cache, `ids` continue what it holds and it grows by T.
         """
         final = self.decoder(input_ids=ids, past_key_values=cache, use_cache=cache is not None).last_hidden_state
-        features = torch.cat([self._seen.pop(layer) for layer in self.layers], dim=-1)
-        return features, final
+        return self._features(), final
+
+    def packed(self, ids: Tensor, packing: Packing, cache: Any = None) -> tuple[Tensor, Tensor]:
+        """int64 ids [N] of packed sequences to features [N, 3H], final states [N, H]; fills an empty `cache`."""
+        with packed.packed_as(packing):
+            seen = self.decoder(
+                input_ids=ids[None],
+                position_ids=packing.positions[None],
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        return self._features()[0], seen.last_hidden_state[0]
+
+    def branches(self, ids: Tensor, positions: Tensor, sees: Tensor, cache: Any) -> Tensor:
+        """Final states [Q, H] of tokens int64 [Q] at `positions` [Q] that continue what `cache` holds.
+
+        `sees` bool [Q, n + Q] says which of the n tokens there and of each other they attend to.
+        """
+        final = self.decoder(
+            input_ids=ids[None],
+            position_ids=positions[None],
+            attention_mask=sees[None, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        self._seen.clear()
+        return final[0]
+
+    def head_rows(self, ids: Tensor) -> Tensor:
+        """The head's rows of the tokens int64 [n], [n, H]."""
+        weight = self.head.weight
+        return weight[ids.to(weight.device)]
+
+    def _features(self) -> Tensor:
+        return torch.cat([self._seen.pop(layer) for layer in self.layers], dim=-1)

@@ -1,16 +1,24 @@
-"""Which sequences make which step: a function of seed and epoch alone, so that a resumed run sees the same."""
+"""Which sequences make which step, on which process, in which micro-batch; and their tokens, packed.
+
+A function of seed, epoch and sizes alone, so that a resumed run sees the same.
+"""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch import Tensor
 
 from specforge.errors import UserError
+from specforge.model.packing import Packing
 
-BUCKET = 16  # batches sorted by length together; keeps padding small and the order random
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BUCKET = 16  # batches sorted by length together; keeps lengths within a batch alike and the order random
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -40,8 +48,40 @@ def step_batches(
         epoch += 1
 
 
-def read_cache(path: Path) -> Dataset:
+def share_of(batch: Sequence[int], lengths: Sequence[int], rank: int, size: int) -> list[int]:
+    """The part of a batch that process `rank` of `size` takes: by length to and fro, so that tokens come out even."""
+    order = sorted(batch, key=lambda index: (-lengths[index], index))
+    return [index for place, index in enumerate(order) if _turn(place, size) == rank]
+
+
+def _turn(place: int, size: int) -> int:
+    lap, seat = divmod(place, size)
+    return size - 1 - seat if lap % 2 else seat
+
+
+def micro_batches(batch: Sequence[int], lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """A batch in pieces of at most `max_tokens` tokens; a longer sequence is a piece of its own."""
+    pieces: list[list[int]] = []
+    room = 0
+    for index in batch:
+        if lengths[index] > room:
+            pieces.append([])
+            room = max_tokens
+        pieces[-1].append(index)
+        room -= lengths[index]
+    return pieces
+
+
+def held_out(count: int, wanted: int, seed: int) -> list[int]:
+    """Indices of sequences kept from training to measure on: `wanted`, at most a tenth of all."""
+    wanted = min(wanted, count // 10)
+    return sorted(np.random.default_rng((seed, 1 << 32)).permutation(count)[:wanted].tolist())
+
+
+def read_cache(path: Path) -> "Dataset":
     """The tokenized cache, memory-mapped. Raises UserError when it is missing, cut short or of another layout."""
+    from datasets import Dataset  # here: what needs no cache, such as a benchmark on a bare machine, does without
+
     if not path.is_file():
         raise UserError(f"{path} is missing; run the rule preprocess_dataset.")
     try:
@@ -55,12 +95,24 @@ def read_cache(path: Path) -> Dataset:
     return cache.with_format("numpy")
 
 
-def collate(rows: dict[str, list[np.ndarray]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Right-padded token ids int64 [B, T] and loss mask bool [B, T]."""
-    sequences = rows["input_ids"]
-    ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.int64)
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    for row, (sequence, supervised) in enumerate(zip(sequences, rows["loss_mask"], strict=True)):
-        ids[row, : len(sequence)] = torch.as_tensor(np.asarray(sequence, dtype=np.int64))
-        mask[row, : len(sequence)] = torch.as_tensor(np.asarray(supervised, dtype=np.bool_))
-    return ids.to(device), mask.to(device)
+@dataclass(frozen=True)
+class Batch:
+    """Sequences packed into N tokens: `ids` int64 [N], `mask` bool [N] (the tokens to learn), whose they are."""
+
+    ids: Tensor
+    mask: Tensor
+    packing: Packing
+    names: list[str]
+
+    @classmethod
+    def pack(cls, rows: dict[str, Any]) -> "Batch":
+        """Rows of the cache, side by side."""
+        ids, mask = (np.concatenate([np.asarray(part) for part in rows[key]]) for key in ("input_ids", "loss_mask"))
+        packing = Packing.of([len(part) for part in rows["input_ids"]])
+        return cls(torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(mask), packing, list(map(str, rows["id"])))
+
+    def to(self, device: torch.device) -> "Batch":
+        if device.type == "cpu":
+            return self
+        ids, mask = (x.pin_memory().to(device, non_blocking=True) for x in (self.ids, self.mask))
+        return Batch(ids, mask, self.packing.to(device), self.names)

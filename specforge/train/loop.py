@@ -1,50 +1,40 @@
 """The loop: step after step from wherever the last run stopped, bit for bit the same on the CPU."""
 
-import json
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
+from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
+from torch import Tensor
 
 from specforge.config.steps import Train
 from specforge.errors import UserError
-from specforge.files import atomic_path
+from specforge.files import digest
 from specforge.model.draft import Draft
+from specforge.model.files import save_draft
 from specforge.progress import Progress
 from specforge.target.model import Target
-from specforge.train.batches import collate, step_batches
-from specforge.train.losses import Terms
+from specforge.train.batches import Batch, held_out, micro_batches, share_of, step_batches
+from specforge.train.cost import Work, draft_flops, peak_rate
+from specforge.train.fit import fitting_tokens
+from specforge.train.measure import acceptance, forward, gradient_norms, placed
+from specforge.train.metrics import Metrics, Report, peak_memory, told_line
 from specforge.train.optim import MasterAdamW, scheduled_lr
+from specforge.train.parallel import Team
 from specforge.train.preempt import Preempted, sigterm_flag
+from specforge.train.prefetch import prefetched
 from specforge.train.resume import ResumeFolder, State
-from specforge.train.unroll import Objective, unrolled_loss
+from specforge.train.rollout import on_policy, rollout_loss, teacher_forced
+from specforge.train.unroll import Objective, observe, step_means, supervised, unrolled_loss
 
 log = logging.getLogger("specforge")
-
-Report = Callable[[dict], None]
-
-
-class Metrics:
-    """metrics.jsonl of a run: one line a logged step; a resumed run drops the lines after its state."""
-
-    def __init__(self, path: Path, resumed_step: int, report: Report | None):
-        self.path, self.report = path, report
-        kept = []
-        if path.is_file():
-            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            kept = [line for line in lines if json.loads(line)["step"] <= resumed_step]
-        with atomic_path(path) as partial:
-            partial.write_text("".join(kept))
-
-    def write(self, line: dict) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        if self.report:
-            self.report(line)
 
 
 def planned_steps(sequences: int, settings: Train, epochs: int) -> int:
@@ -54,77 +44,199 @@ def planned_steps(sequences: int, settings: Train, epochs: int) -> int:
 
 
 class Trainer:
-    """One draft, one objective, one rate."""
+    """One draft, one objective, one rate; on every process of a team."""
 
-    def __init__(self, draft: Draft, target: Target, cache: Dataset, objective: Objective, settings: Train):
+    def __init__(
+        self,
+        draft: Draft,
+        target: Target,
+        cache: Dataset,
+        objective: Objective,
+        settings: Train,
+        team: Team | None = None,
+    ):
         self.draft, self.target, self.cache, self.objective, self.settings = draft, target, cache, objective, settings
-        self.optimizer = MasterAdamW(draft, settings.betas, settings.weight_decay)
+        self.team = team or Team(device=draft.lm_head.weight.device)
+        self.optimizer = MasterAdamW(draft, settings.betas, settings.weight_decay, self.team)
         self.device = draft.lm_head.weight.device
-        self.lengths = [len(ids) for ids in cache["input_ids"]]
+        lengths = pc.list_value_length(cache.data.column("input_ids")).to_numpy()
+        self.held = held_out(len(cache), settings.held_out, settings.seed)
+        self.rows = np.delete(np.arange(len(cache)), self.held).tolist()  # of the cache, that are trained on
+        self.lengths = lengths[self.rows].tolist()
+        self.micro_tokens = settings.micro_tokens or fitting_tokens(draft.config, settings, self.device)
         self.tokens, self.seconds = 0, 0.0  # of all sessions
+        self.best: dict[str, Any] = {"step": None, "accept_length": 0.0}
 
     def train(self, lr: float, epochs: int, resume: ResumeFolder, label: str, report: Report | None = None) -> int:
         """Trains to the last planned step and returns how many steps that is.
 
         Raises UserError when a loss or gradient is not finite; Preempted after SIGTERM, with the state saved.
         """
-        steps = planned_steps(len(self.cache), self.settings, epochs)
+        steps = planned_steps(len(self.rows), self.settings, epochs)
         done = self._load(resume)
-        metrics = Metrics(resume.folder / "metrics.jsonl", done, report)
+        metrics = Metrics(resume.folder / "metrics.jsonl", done, report) if self.team.leads else None
         progress = Progress(label, steps, "steps", done)
-        if done:
+        if done and metrics:
             log.info("%s: continuing after step %d of %d", label, done, steps)
         with sigterm_flag() as asked:
-            for step, batch in step_batches(self.lengths, self.settings.batch_size, self.settings.seed, done, steps):
-                line = self._step(batch, step, scheduled_lr(step, steps, lr, self.settings.warmup_share))
+            for step, batch, rows in prefetched(self._feed(done, steps), self.device.type == "cuda"):
+                rate = scheduled_lr(step, steps, lr, self.settings.warmup_share)
+                line, stop = self._step(batch, rows, step, rate, asked)
                 finished = step + 1
-                if "ce" in line:
-                    metrics.write({"step": finished, **line})
-                progress.advance(note=f"loss {line['loss']:.3f}")
-                if finished % self.settings.save_every == 0 or finished == steps or asked.is_set():
-                    facts = {"tokens": self.tokens, "seconds": self.seconds}
-                    resume.save(State(finished, self.optimizer.state(), facts))
-                if asked.is_set() and finished < steps:
+                last = finished == steps
+                if finished % self.settings.validate_every == 0 or last:
+                    line |= self._validate(finished, resume.folder)
+                if metrics:
+                    if "ce" in line or "held_out" in line:
+                        metrics.write({"step": finished, **line})
+                    progress.advance(note=f"loss {line['loss']:.3f}")
+                if finished % self.settings.save_every == 0 or last or stop:
+                    self._save(finished, resume)
+                if stop and not last:
                     log.warning("%s: SIGTERM, saved after step %d; run again to continue", label, finished)
                     raise Preempted(143)
         return steps
+
+    def _feed(self, done: int, steps: int) -> Iterator[tuple[int, list[int], dict]]:
+        """Step, indices of its whole batch, and their rows of the cache."""
+        for step, batch in step_batches(self.lengths, self.settings.batch_size, self.settings.seed, done, steps):
+            yield step, batch, self.cache[[self.rows[index] for index in batch]]
 
     def _load(self, resume: ResumeFolder) -> int:
         state = resume.load()
         if state is None:
             return 0
         self.optimizer.load(state.tensors)
-        self.tokens, self.seconds = state.facts["tokens"], state.facts["seconds"]
+        self.tokens, self.seconds, self.best = (state.facts[name] for name in ("tokens", "seconds", "best"))
         return state.step
 
-    def _step(self, batch: list[int], step: int, lr: float) -> dict:
-        """One optimizer step; returns its metrics, with every term's when the step is to be logged."""
+    def _save(self, step: int, resume: ResumeFolder) -> None:
+        tensors = self.optimizer.state()
+        if self.team.leads:
+            facts = {"tokens": self.tokens, "seconds": self.seconds, "best": self.best}
+            resume.save(State(step, tensors, facts))
+
+    def _step(self, batch: list[int], rows: dict, step: int, lr: float, asked: Event) -> tuple[dict, bool]:
+        """One optimizer step; its metrics, with every term's when the step is to be logged; whether to stop."""
         started = time.perf_counter()
-        rows = self.cache[batch]
-        ids, mask = collate(rows, self.device)
-        supervised = int(mask[:, 1:].sum())
-        terms: list[Terms] | None = [] if (step + 1) % self.settings.log_every == 0 else None
-        loss = unrolled_loss(self.draft, self.target, ids, mask, self.objective, terms) / supervised
-        loss.backward()
-        norm = self.optimizer.step(lr, self.settings.grad_clip)
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            raise UserError(
-                f"step {step + 1}: loss {loss.item()}, gradient norm {norm.item()} on the conversations "
-                f"{', '.join(map(str, rows['id']))}; lower the learning rate or look at these conversations."
-            )
-        tokens = int(sum(self.lengths[index] for index in batch))
-        self.tokens += tokens
+        count = self._count(rows)
+        logged = (step + 1) % self.settings.log_every == 0
+        loss, told, flops = self._gradients(batch, rows, step, count, logged)
+        signals = self.team.sum(torch.stack((loss, loss.new_tensor(float(asked.is_set())))))
+        loss = signals[0].item()
+        if not np.isfinite(loss):
+            raise UserError(self._blame(rows, step, f"the {self._broken_term(rows)} is {loss}"))
+        norm = self.optimizer.step(lr, self.settings.grad_clip).item()
+        if not np.isfinite(norm):
+            raise UserError(self._blame(rows, step, f"the gradient's norm is {norm}"))
+        tokens = sum(self.lengths[index] for index in batch)
         seconds = time.perf_counter() - started
-        self.seconds += seconds
-        line = {"loss": loss.item(), "lr": lr, "grad_norm": norm.item()}
-        if terms is not None:
-            line |= _first_step_means(terms[0], supervised)
-            line["accept_by_step"] = [(t.accept_sampled / supervised).item() for t in terms]
-            line["tokens_per_second"] = tokens / seconds
-        return line
+        self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
+        line = {"loss": loss, "lr": lr, "grad_norm": norm}
+        if logged:
+            whole = self.team.sum(torch.stack(told))
+            line |= told_line(list(whole), count)
+            line |= {"tokens_per_second": tokens / seconds, "memory_mib": peak_memory(self.device)}
+            if peak := peak_rate(self.device):
+                line["share_of_peak"] = flops / seconds / peak
+        return line, bool(signals[1])
 
+    def _count(self, rows: dict) -> float:
+        """What a step's sums are divided by: tokens of the whole batch, over all processes."""
+        if self.settings.normaliser == "positions":
+            return float(sum(map(len, rows["input_ids"])))
+        whole = Batch.pack(rows)
+        return max(1.0, float(supervised(whole.mask, whole.packing, self.objective.mask_shift).sum()))
 
-def _first_step_means(terms: Terms, supervised: int) -> dict[str, float]:
-    """Means over supervised tokens at the first unrolled step; `acceptance` is that of sampled drafting."""
-    means = {name: (value / supervised).item() for name, value in asdict(terms).items()}
-    return means | {"acceptance": means["accept_sampled"]}
+    def _pieces(self, batch: list[int], rows: dict) -> Iterator[Batch]:
+        """This process's share of a batch in micro-batches."""
+        place = {index: at for at, index in enumerate(batch)}
+        mine = share_of(batch, self.lengths, self.team.rank, self.team.size)
+        for piece in micro_batches(mine, self.lengths, self.micro_tokens):
+            yield Batch.pack({key: [values[place[i]] for i in piece] for key, values in rows.items()})
+
+    def _gradients(self, batch: list[int], rows: dict, step: int, count: float, logged: bool):
+        """Adds this process's gradients; its part of the loss, sums of FIGURES a step [7] each, operations done.
+
+        Where memory does not suffice, micro-batches are halved from then on.
+        """
+        while True:
+            total = torch.zeros((), device=self.device)
+            told = [torch.zeros(7, device=self.device) for _ in range(self.objective.ttt_length)]
+            flops = 0.0
+            try:
+                for number, piece in enumerate(self._pieces(batch, rows)):
+                    part = [] if logged else None
+                    loss, work = self._loss(piece, (step, self.team.rank, number), part)
+                    (loss / count).backward()
+                    total += loss.detach() / count
+                    told = told if part is None else [a + b for a, b in zip(told, part, strict=True)]
+                    flops += draft_flops(self.draft.config, self.target.vocab_size, work, self.objective.ttt_length)
+                return total, told, flops
+            except torch.OutOfMemoryError:
+                longest = max(self.lengths[index] for index in batch)
+                if self.micro_tokens <= longest:
+                    raise UserError(
+                        f"A sequence of {longest} tokens does not fit this GPU's memory; lower max_length, "
+                        "train.ttt_length or preprocess.draft_vocab_size, or use a larger GPU."
+                    ) from None
+            self.micro_tokens = max(longest, self.micro_tokens // 2)
+            self.optimizer.drop_gradients()
+            torch.cuda.empty_cache()
+            log.warning("out of memory; going on with micro-batches of %d tokens", self.micro_tokens)
+
+    def _loss(self, batch: Batch, draw: tuple[int, ...], told: list[Tensor] | None) -> tuple[Tensor, Work]:
+        """The weighted loss of a micro-batch, a sum, and its sizes. `draw` names the random draws of a rollout."""
+        objective, settings = self.objective, self.settings
+        squares = int(batch.packing.starts.diff().long().square().sum())
+        batch, plan = placed(batch, objective, self.device)
+        forced = teacher_forced(objective.weights) if settings.rollout == "on_policy" else objective.weights
+        loss = torch.zeros((), device=self.device)
+        if forced.terms() or told is not None:
+            observed = observe(self.target, batch, plan, self.draft.target_ids, objective.temperature)
+            with torch.set_grad_enabled(bool(forced.terms())):
+                loss = unrolled_loss(
+                    self.draft, self.target.embed, batch, plan, observed, replace(objective, weights=forced), told
+                )
+        if settings.rollout == "on_policy" and on_policy(objective.weights).terms():
+            generator = torch.Generator().manual_seed(int(digest(settings.seed, draw), 16) >> 1)
+            loss = loss + rollout_loss(
+                self.draft, self.target, batch, plan, objective, settings.rollout_share, generator
+            )
+        return loss, Work(len(batch.ids), len(plan.places.index), plan.states, len(plan.taught), squares)
+
+    def _validate(self, step: int, folder: Path) -> dict:
+        """Held-out acceptance and gradient norms by term; keeps the draft with the longest held-out accept length."""
+        if not self.held:
+            return {}
+        mine = self.held[self.team.rank :: self.team.size]
+        rows = self.cache[self.held]
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        place = {index: at for at, index in enumerate(self.held)}
+        pieces = micro_batches([place[index] for index in mine], lengths, self.micro_tokens)
+        batches = [Batch.pack({k: [v[i] for i in piece] for k, v in rows.items()}) for piece in pieces]
+        measured = acceptance(self.draft, self.target, batches, self.objective, self.team)
+        norms = gradient_norms(self.draft, self.target, batches, self.objective, self.optimizer, self._count(rows))
+        if measured["accept_length"] > self.best["accept_length"]:
+            self.best = {"step": step, "accept_length": measured["accept_length"]}
+            if self.team.leads:
+                save_draft(folder / "best", self.draft, getattr(torch, self.settings.dtype))
+        return {"held_out": measured, "grad_norm_by_term": norms}
+
+    @torch.no_grad()
+    def _broken_term(self, rows: dict) -> str:
+        """Name of the first term that is not finite on these rows."""
+        for at in range(len(rows["id"])):
+            one = Batch.pack({key: [values[at]] for key, values in rows.items()})
+            told: list[Tensor] = []
+            forward(self.draft, self.target, one, self.objective, told)
+            for name, values in step_means(told, 1.0).items():
+                if not np.isfinite(values).all():
+                    return f"term {name} (conversation {one.names[0]})"
+        return "loss"
+
+    def _blame(self, rows: dict, step: int, what: str) -> str:
+        return (
+            f"step {step + 1}: {what} on the conversations {', '.join(map(str, rows['id']))}; "
+            "lower the learning rate or look at these conversations."
+        )

@@ -1,18 +1,24 @@
-"""The on-policy distillation loss, exact over the whole draft vocabulary, fused with the draft's head.
+"""The on-policy distillation losses, exact over the whole draft vocabulary.
 
 q = softmax of the draft's logits z / temperature over the draft vocabulary Vd; p = the target's softmax at the same
-temperature over its whole vocabulary, read at Vd (it sums to <= 1); p~ = p renormalised over Vd.
+temperature over its whole vocabulary, read at Vd (it sums to <= 1); p~ = p renormalised over Vd; alpha = sum min(p, q).
 
     cross-entropy  ce    = - sum p~ log q                       (Hinton et al. 2015)
     reverse KL     rkl   = sum q (log q - log p~)               (Gu et al. 2023, MiniLLM; Agarwal et al. 2023, GKD)
     hinge          hinge = sum q max(0, log q - log p)          over-confidence: where q > p, a token may be rejected
+    total variation   tv = 1 - alpha                            acceptance itself (Leviathan et al. 2023, Corollary 3.6)
+    LK alpha       lk    = - log alpha                          (Samarin et al. 2026, "LK Losses", arXiv:2602.23881)
+    LK lambda      w KL(p~ | q) + (1 - w) tv, w = exp(-eta alpha) without gradient                     (same paper)
 
-The gradient of each with respect to z is known in closed form, so it is formed while the logits are there:
+The paper and SpecForge take w from the batch's mean alpha; here each position has its own, so that the loss of a
+position does not depend on which others share its batch (else neither accumulation nor data parallelism is exact).
 
-    d ce / dz = q - p~      d rkl / dz = q (log(q/p~) - rkl)      d hinge / dz = q (u - sum q u), u = [r > 0] (r + 1)
+Every gradient by z / temperature has the form q (a - sum q a) + c (q - p~), formed while the logits are there:
 
-with r = log(q/p), all divided by the temperature. The one-sample estimate log q(y) - log p(y) of the reverse KL has
-an expected gradient of zero and is not offered.
+    ce: c = 1    rkl: a = log(q/p~)    hinge: a = [r > 0] (r + 1)    tv: a = -[r < 0]    lk: a = -[r < 0] / alpha
+
+with r = log(q/p). The one-sample estimate log q(y) - log p(y) of the reverse KL has an expected gradient of zero and
+is not offered.
 """
 
 from collections.abc import Sequence
@@ -20,68 +26,85 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MiB of fp32
+from specforge.model.compiled import compiled
+
+FIGURES = ("ce", "rkl", "hinge", "lk", "accept_sampled", "accept_greedy", "accept_top1")
+"""What is reported of every row, weighted or not. accept_sampled = alpha, of sampled drafting (tv is 1 minus it);
+accept_greedy = [argmax q = argmax p], T=0 verification; accept_top1 = p(argmax q), a greedy draft under sampled
+verification. All count tokens outside the draft vocabulary as rejected."""
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """An ablation's row: weights of the three terms."""
+    """An ablation's row: weights of the terms, and LK lambda's eta."""
 
     lambda_ce: float = 0.0
     lambda_rkl: float = 0.0
     beta_hinge: float = 0.0
+    lambda_tv: float = 0.0
+    lambda_lk_alpha: float = 0.0
+    lambda_lk_lambda: float = 0.0
+    lk_eta: float = 3.0
 
+    @property
+    def of_whole(self) -> bool:
+        """Whether a term needs p, not only p~."""
+        return bool(self.beta_hinge) or self.of_overlap
 
-@dataclass
-class Terms:
-    """Sums over rows, detached: every term whether weighted or not, and the three acceptance rates.
+    @property
+    def of_overlap(self) -> bool:
+        """Whether a term needs alpha."""
+        return bool(self.lambda_tv or self.lambda_lk_alpha or self.lambda_lk_lambda)
 
-    accept_sampled = sum min(p, q); accept_greedy = [argmax q = argmax p] (T=0 verification);
-    accept_top1 = p(argmax q) (a greedy draft under sampled verification).
-    """
-
-    ce: Tensor
-    rkl: Tensor
-    hinge: Tensor
-    accept_sampled: Tensor
-    accept_greedy: Tensor
-    accept_top1: Tensor
-
-    @classmethod
-    def zero(cls) -> "Terms":
-        return cls(*(torch.zeros(()) for _ in fields(cls)))
-
-    def __add__(self, other: "Terms") -> "Terms":
-        return Terms(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+    def terms(self) -> dict[str, "LossWeights"]:
+        """Each weighted term alone, by its weight's name."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "lk_eta"}
+        return {name: LossWeights(**{name: value}, lk_eta=self.lk_eta) for name, value in named.items() if value}
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """The target's distribution at N supervised positions.
+    """The target's distribution at N positions, log p = logits / temperature - log_norm.
 
-    `log_p` fp32 [N, Vd]; `log_mass` fp32 [N, 1], the log of what p gives to the draft vocabulary; `top` int64 [N],
-    the draft id of the target's argmax, -1 when that token is outside.
+    `logits` [N, Vd] in the target's own type (a wider one would hold the same values), `log_norm` and `log_norm_kept`
+    fp32 [N], the log-normalisers over the whole and over the draft vocabulary; `top` int64 [N], the draft id of the
+    target's argmax, -1 when that token is outside.
     """
 
-    log_p: Tensor
-    log_mass: Tensor
+    logits: Tensor
+    log_norm: Tensor
+    log_norm_kept: Tensor
     top: Tensor
-
-    def __getitem__(self, rows: Tensor | slice) -> "Teacher":
-        return Teacher(self.log_p[rows], self.log_mass[rows], self.top[rows])
+    temperature: float
 
     @classmethod
     def cat(cls, parts: Sequence["Teacher"]) -> "Teacher":
-        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+        tensors = [f.name for f in fields(cls) if f.name != "temperature"]
+        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in tensors}
+        return cls(**joined, temperature=parts[0].temperature)
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least fp32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def tempered(x: Tensor, temperature: float) -> Tensor:
+    """Logits over temperature, at least fp32."""
+    return wide(x) if temperature == 1 else wide(x) / temperature
+
+
+@compiled
+def _normalisers(logits: Tensor, kept: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    return tempered(logits, temperature).logsumexp(-1), tempered(kept, temperature).logsumexp(-1), logits.argmax(-1)
 
 
 def teacher_from_logits(logits: Tensor, target_ids: Tensor, temperature: float) -> Teacher:
     """Whole-vocabulary logits [N, V] and the target id of each draft id [Vd] to the Teacher at `temperature`."""
-    scaled = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
-    log_p = scaled[:, target_ids] - scaled.logsumexp(-1, keepdim=True)
-    return Teacher(log_p, log_p.logsumexp(-1, keepdim=True), _draft_id(logits.argmax(-1), target_ids))
+    kept = logits.index_select(-1, target_ids)
+    log_norm, log_norm_kept, top = _normalisers(logits, kept, temperature)
+    return Teacher(kept, log_norm, log_norm_kept, _draft_id(top, target_ids), temperature)
 
 
 def _draft_id(ids: Tensor, target_ids: Tensor) -> Tensor:
@@ -89,90 +112,57 @@ def _draft_id(ids: Tensor, target_ids: Tensor) -> Tensor:
     return torch.where(target_ids[place] == ids, place, -1)
 
 
-def _terms(log_q: Tensor, q: Tensor, log_p: Tensor, log_p_kept: Tensor, top: Tensor) -> Terms:
-    p, best = log_p.exp(), log_q.argmax(-1)
-    return Terms(
-        ce=-(log_p_kept.exp() * log_q).sum(),
-        rkl=(q * (log_q - log_p_kept)).sum(),
-        hinge=(q * (log_q - log_p).clamp_min(0)).sum(),
-        accept_sampled=torch.minimum(p, q).sum(),
-        accept_greedy=(best == top).sum(),
-        accept_top1=p.gather(1, best[:, None]).sum(),
-    )
+def loss_and_gradient(
+    log_q: Tensor, log_p: Tensor | None, log_kept: Tensor, weights: LossWeights
+) -> tuple[Tensor, Tensor]:
+    """Loss of each row, [n], and its gradient by z / temperature, [n, Vd].
 
-
-def _loss_and_gradient(log_q: Tensor, q: Tensor, log_p: Tensor, log_p_kept: Tensor, w: LossWeights):
-    """Loss of each row [n] and its gradient by z * temperature [n, Vd]."""
-    loss, gradient = 0.0, 0.0
-    if w.lambda_ce:
-        p_kept = log_p_kept.exp()
-        loss = loss - w.lambda_ce * (p_kept * log_q).sum(-1)
-        gradient = gradient + w.lambda_ce * (q - p_kept)
-    if w.lambda_rkl:
-        ratio = log_q - log_p_kept
-        divergence = (q * ratio).sum(-1, keepdim=True)
-        loss = loss + w.lambda_rkl * divergence[:, 0]
-        gradient = gradient + ratio.sub_(divergence).mul_(q).mul_(w.lambda_rkl)
-    if w.beta_hinge:
-        excess = log_q - log_p
-        over = (excess > 0).to(q.dtype)
-        weighted = q * excess * over
-        loss = loss + w.beta_hinge * weighted.sum(-1)
-        pull = weighted + q * over
-        gradient = gradient + w.beta_hinge * (pull - q * pull.sum(-1, keepdim=True))
-    return loss, gradient
-
-
-class _FusedHead(torch.autograd.Function):
-    """Linear + loss in chunks of rows: no [N, Vd] tensor outlives its chunk, the backward is two stored gradients."""
-
-    @staticmethod
-    def forward(
-        ctx, hidden, weight, teacher: Teacher, weights: LossWeights, temperature: float, terms: list[Terms] | None
-    ):
-        rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
-        grad_hidden = torch.empty_like(hidden)
-        wide = teacher.log_p.dtype
-        grad_weight = torch.zeros_like(weight, dtype=wide)
-        total = hidden.new_zeros((), dtype=wide)
-        for start in range(0, len(hidden), rows):
-            part = slice(start, start + rows)
-            log_q = torch.log_softmax((hidden[part] @ weight.T).to(wide) / temperature, dim=-1)
-            q, known = log_q.exp(), teacher[part]
-            log_p_kept = known.log_p - known.log_mass
-            loss, by_logits = _loss_and_gradient(log_q, q, known.log_p, log_p_kept, weights)
-            total += loss.sum()
-            if terms is not None:
-                terms.append(_terms(log_q, q, known.log_p, log_p_kept, known.top))
-            by_logits = (by_logits / temperature).to(hidden.dtype)
-            grad_hidden[part] = by_logits @ weight
-            grad_weight += by_logits.T @ hidden[part]  # accumulated wide
-        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad.to(grad_weight.dtype), *[None] * 4
-
-
-def distillation_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    teacher: Teacher,
-    weights: LossWeights,
-    temperature: float,
-    terms: list[Terms] | None = None,
-) -> Tensor:
-    """Sum over N rows of the weighted loss of the draft's head, a scalar.
-
-    Args:
-        hidden: normed draft states, [N, H].
-        weight: the head, [Vd, H].
-        teacher: the target at the same N positions.
-        weights: of the terms.
-        temperature: of both distributions; should match the verification's.
-        terms: when given, every term's sum is appended to it (costs extra passes; for logging).
+    `log_q`, `log_p` (when some term is `of_whole`) and `log_kept` (of p~) are [n, Vd], fp32 or fp64.
     """
-    return _FusedHead.apply(hidden, weight, teacher, weights, temperature, terms)
+    w, q = weights, log_q.exp()
+    loss, pull, push = log_q.new_zeros(len(log_q)), None, w.lambda_ce
+    if w.lambda_rkl:
+        pull = (log_q - log_kept).mul_(w.lambda_rkl)
+        loss += _dot(q, pull)
+    if w.beta_hinge:
+        excess = (log_q - log_p).clamp_min_(0)
+        loss += w.beta_hinge * _dot(q, excess)
+        slope = excess.add_(excess.sign()).mul_(w.beta_hinge)
+        pull = slope if pull is None else pull.add_(slope)
+    if w.of_overlap:
+        alpha = torch.minimum(log_q, log_p).exp_().sum(-1).clamp_min(torch.finfo(log_q.dtype).tiny)
+        blend = torch.exp(-w.lk_eta * alpha) if w.lambda_lk_lambda else torch.zeros_like(alpha)
+        push = push + w.lambda_lk_lambda * blend[:, None]
+        strength = w.lambda_tv + w.lambda_lk_alpha / alpha + w.lambda_lk_lambda * (1 - blend)
+        loss += (w.lambda_tv + w.lambda_lk_lambda * (1 - blend)) * (1 - alpha) - w.lambda_lk_alpha * alpha.log()
+        loss += w.lambda_lk_lambda * blend * _dot(log_kept.exp(), log_kept)  # KL = ce - entropy; ce comes with push
+        slope = (log_q < log_p).to(q.dtype).mul_(-strength[:, None])
+        pull = slope if pull is None else pull.add_(slope)
+    gradient = None if pull is None else pull.sub_(_dot(q, pull)[:, None]).mul_(q)
+    if w.lambda_ce or w.lambda_lk_lambda:
+        p_kept = log_kept.exp()
+        loss -= (push * _dot(p_kept, log_q)[:, None])[:, 0]
+        forward = p_kept.neg_().add_(q).mul_(push)
+        gradient = forward if gradient is None else gradient.add_(forward)
+    return loss, torch.zeros_like(q) if gradient is None else gradient
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Row by row, [n]."""
+    return torch.linalg.vecdot(a, b)
+
+
+def figures(log_q: Tensor, log_p: Tensor, log_kept: Tensor, top: Tensor) -> Tensor:
+    """FIGURES of each row, [n, 7]; arguments as for `loss_and_gradient`, `top` int64 [n] as in Teacher."""
+    q, best = log_q.exp(), log_q.argmax(-1)
+    alpha = torch.minimum(log_q, log_p).exp().sum(-1)
+    values = (
+        -_dot(log_kept.exp(), log_q),
+        _dot(q, log_q - log_kept),
+        _dot(q, (log_q - log_p).clamp_min(0)),
+        -alpha.clamp_min(torch.finfo(log_q.dtype).tiny).log(),
+        alpha,
+        (best == top).to(q.dtype),
+        log_p.gather(1, best[:, None])[:, 0].exp(),
+    )
+    return torch.stack(values, -1)

@@ -1,122 +1,167 @@
 """The training-time test: the draft unrolled over its own states, K steps, against the target at every step.
 
 Position t of the draft reads token x[t+1+i] and predicts x[t+2+i] at step i; the teacher is the target at index
-t+1+i. So one row of the teacher, at index s, serves all K steps: at step i it belongs to draft position s-1-i.
+t+1+i. So one row of the teacher, at index s - 1 for the token s, serves all K steps: at step i it belongs to draft
+position s - 2 - i.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from specforge.model.attention import Places, unrolled_attention
+from specforge.model.attention import UnrolledAttention
 from specforge.model.draft import Draft
+from specforge.model.flash import Places
+from specforge.model.packing import Packing
 from specforge.target.model import Target
-from specforge.train.losses import LossWeights, Teacher, Terms, distillation_loss, teacher_from_logits
+from specforge.train.batches import Batch
+from specforge.train.head import distillation_loss, new_figures
+from specforge.train.losses import FIGURES, LossWeights, Teacher, teacher_from_logits
 
 TEACHER_ELEMENTS = 1 << 27  # logits over the target's vocabulary held at once: 512 MiB of fp32
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a run minimises: sum over steps i of decay^i * loss_i, over the supervised tokens."""
+    """What a run minimises: sum over steps i of decay^i * loss_i, over the supervised tokens.
+
+    A prediction of x[s] is supervised when x[s - mask_shift] is a token to learn. The shift is 0 by what a draft is
+    for: its proposals inside answers. SpecForge masks by the position whose features are read, 2.
+    """
 
     weights: LossWeights
     ttt_length: int
     decay: float
     temperature: float
+    mask_shift: int = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which rows of a batch [B, T+1] are unrolled over T positions, and whose loss each gives at each step.
+    """Which of a batch's N places are unrolled, and whose loss each gives at each step.
 
-    `places` are the M positions that some step's loss needs. Teacher row n is the target at `taught`[n], counted
-    through [B, T+1]; at step i it belongs to draft row `row_of`[i][n], where -1 means that there is none.
+    `places` are the M positions that some step's loss needs; the teacher's rows are the target at `taught` int64 [n].
+    At step i the draft's rows `drafted`[i] meet the teacher's `teachers`[i], int64 [n_i] both.
     """
 
     places: Places
     taught: Tensor
-    row_of: list[Tensor]
+    drafted: list[Tensor]
+    teachers: list[Tensor]
 
     @classmethod
-    def of(cls, mask: Tensor, steps: int) -> "Plan":
-        """From the loss mask bool [B, T+1] over tokens."""
-        batch, length = mask.shape[0], mask.shape[1] - 1
-        sequence, index = mask[:, 1:].nonzero(as_tuple=True)  # x[index + 1] is supervised
-        needed = torch.zeros(batch * length, dtype=torch.bool, device=mask.device)
-        drafted = [torch.where(index > step, sequence * length + index - 1 - step, -1) for step in range(steps)]
-        for place in drafted:
-            needed[place[place >= 0]] = True
+    def of(cls, batch: Batch, steps: int, shift: int = 0) -> "Plan":
+        """Of a batch that is still on the CPU: on a GPU, asking how many there are would wait for all work before."""
+        token = supervised(batch.mask, batch.packing, shift).nonzero()[:, 0]
+        at = batch.packing.positions[token]
+        teachers = [(at > step + 1).nonzero()[:, 0] for step in range(steps)]
+        drafted = [token[rows] - 2 - step for step, rows in enumerate(teachers)]
+        needed = torch.zeros(len(batch.mask), dtype=torch.bool)
+        needed[torch.cat(drafted)] = True
         row_at = needed.cumsum(0) - 1
-        row_of = [torch.where(place >= 0, row_at[place], -1) for place in drafted]
-        return cls(Places(needed.nonzero()[:, 0], batch, length), sequence * (length + 1) + index, row_of)
+        places = Places(needed.nonzero()[:, 0], batch.packing)
+        return cls(places, token - 1, [row_at[place] for place in drafted], teachers)
+
+    @property
+    def states(self) -> int:
+        """Draft states that meet the head, over all steps."""
+        return sum(map(len, self.drafted))
+
+    def to(self, device: torch.device, packing: Packing) -> "Plan":
+        """On a device, where `packing` is already."""
+        places = Places(self.places.index.to(device, non_blocking=True), packing)
+        drafted, teachers = ([x.to(device, non_blocking=True) for x in rows] for rows in (self.drafted, self.teachers))
+        return Plan(places, self.taught.to(device, non_blocking=True), drafted, teachers)
 
 
-class _Attend:
-    """Remembers the keys and values of step 0 everywhere and of later steps at the unrolled rows."""
+def supervised(mask: Tensor, packing: Packing, shift: int = 0) -> Tensor:
+    """Tokens whose prediction counts, bool [N]: the draft's first in a sequence is the third token."""
+    if shift:
+        mask = F.pad(mask, (shift, 0))[: len(mask)] & (packing.positions >= shift)
+    return mask & (packing.positions >= 2)
 
-    def __init__(self, places: Places):
-        self.places = places
-        self.first: tuple[Tensor, Tensor] | None = None
-        self.later: list[tuple[Tensor, Tensor]] = []
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.first is None:
-            grid = (self.places.batch, self.places.length)
-            self.first = tuple(x.unflatten(0, grid).transpose(1, 2) for x in (k, v))
-        else:
-            self.later.append((k, v))
-        return unrolled_attention(q, *self.first, self.later, self.places)
+@dataclass(frozen=True)
+class Observed:
+    """What the target says of a batch: features [N, 3H], and the Teacher at the plan's rows."""
+
+    features: Tensor
+    teacher: Teacher
 
 
 @torch.no_grad()
 def teach(target: Target, final: Tensor, target_ids: Tensor, temperature: float) -> Teacher:
     """The Teacher at final states [N, H], the target's logits formed in chunks."""
-    rows = max(1, TEACHER_ELEMENTS // target.head.weight.shape[0])
+    rows = max(1, TEACHER_ELEMENTS // target.vocab_size)
     return Teacher.cat([teacher_from_logits(target.head(part), target_ids, temperature) for part in final.split(rows)])
+
+
+@torch.no_grad()
+def observe(target: Target, batch: Batch, plan: Plan, target_ids: Tensor, temperature: float) -> Observed:
+    """One pass of the target over a batch."""
+    features, final = target.packed(batch.ids, batch.packing)
+    return Observed(features, teach(target, final.index_select(0, plan.taught), target_ids, temperature))
+
+
+def unroll(
+    draft: Draft, features: Tensor, places: Places, embedding_at: Callable[[int, Tensor | None], Tensor], steps: int
+) -> Iterator[Tensor]:
+    """The draft's states [M, H] at `places`, step after step.
+
+    `embedding_at(step, state)` gives the embeddings of the tokens read: all N at step 0, the M at later ones, where
+    `state` is the one just yielded.
+    """
+    attend, keep = UnrolledAttention(places), places.index
+    positions = places.packing.positions
+    hidden = draft.fc(features)
+    for step in range(steps):
+        tokens = embedding_at(step, hidden if step else None)
+        if step == 0:
+            hidden = draft.step(tokens, hidden, positions, attend, keep)
+        else:
+            hidden = draft.step(tokens, hidden, positions[keep] + step, attend)
+        yield hidden
 
 
 def unrolled_loss(
     draft: Draft,
-    target: Target,
-    ids: Tensor,
-    mask: Tensor,
+    embed: Callable[[Tensor], Tensor],
+    batch: Batch,
+    plan: Plan,
+    observed: Observed,
     objective: Objective,
-    terms: list[Terms] | None = None,
+    told: list[Tensor] | None = None,
 ) -> Tensor:
     """Sum over a batch's supervised tokens and unrolled steps of the decayed loss, a scalar.
 
     Args:
-        ids: int64 [B, T], right-padded.
-        mask: bool [B, T], true for the tokens to learn (the assistant's); false for padding.
-        terms: when given, receives one Terms a step, summed over that step's rows.
+        embed: the target's embedding, int64 [n] to [n, H].
+        told: when given, receives one fp32 [7] a step, the sums of FIGURES over that step's rows.
     """
-    steps, length = objective.ttt_length, ids.shape[1] - 1
-    plan = Plan.of(mask, steps)
-    with torch.no_grad():
-        features, final = target(ids)
-        teacher = teach(target, final.flatten(0, 1)[plan.taught], draft.target_ids, objective.temperature)
-        embeddings = target.embed(F.pad(ids, (0, steps)))
-    attend, keep = _Attend(plan.places), plan.places.index
-    hidden = draft.fc(features[:, :length].flatten(0, 1))
-    positions = torch.arange(length, device=ids.device).repeat(len(ids))
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for step in range(steps):
-        tokens = embeddings[:, 1 + step : 1 + step + length].flatten(0, 1)
-        if step == 0:
-            hidden = draft.step(tokens, hidden, positions, attend, keep)
-        else:
-            hidden = draft.step(tokens[keep], hidden, positions[keep] + step, attend)
-        rows, chunks = plan.row_of[step], None if terms is None else []
-        known = teacher
-        if rows.min() < 0:  # an answer that starts within the first tokens; rare, so the copy is too
-            here = (rows >= 0).nonzero()[:, 0]
-            rows, known = rows[here], teacher[here]
-        states = draft.norm(hidden[rows])
-        loss = distillation_loss(states, draft.lm_head.weight, known, objective.weights, objective.temperature, chunks)
-        total = total + objective.decay**step * loss
-        if terms is not None:
-            terms.append(sum(chunks, Terms.zero()))
-    return total
+    steps, keep = objective.ttt_length, plan.places.index
+    ids = F.pad(batch.ids, (0, steps))
+
+    def embedding_at(step: int, state: Tensor | None) -> Tensor:
+        return embed(ids[1 : 1 + len(batch.ids)] if step == 0 else ids[keep + 1 + step])
+
+    hidden = unroll(draft, observed.features, plan.places, embedding_at, steps)
+    states = torch.cat([x.index_select(0, rows) for x, rows in zip(hidden, plan.drafted, strict=True)])
+    counts, like = [len(rows) for rows in plan.drafted], observed.teacher.log_norm
+    scale = torch.cat([like.new_full((count,), objective.decay**step) for step, count in enumerate(counts)])
+    figures = None if told is None else new_figures(like, sum(counts))
+    loss = distillation_loss(
+        draft.norm(states), draft.lm_head.weight, observed.teacher, torch.cat(plan.teachers), scale,
+        objective.weights, figures,
+    )  # fmt: skip
+    if figures is not None:
+        told += [part.sum(0) for part in figures.split(counts)]
+    return loss
+
+
+def step_means(told: list[Tensor], count: float) -> dict[str, list[float]]:
+    """Sums as `unrolled_loss` tells them to means over `count` tokens: a list over steps for each of FIGURES."""
+    table = (torch.stack(told) / count).tolist()
+    return {name: [row[column] for row in table] for column, name in enumerate(FIGURES)}

@@ -8,7 +8,9 @@ from torch.nn import functional as F
 from specforge.eval.decode import Decoded, Limits, decode_plain, decode_speculative
 from specforge.eval.drafter import Drafter
 from specforge.eval.sampling import distribution, pick, verify_sampled
-from specforge.model.attention import Places, unrolled_attention
+from specforge.model.flash import Places
+from specforge.model.packing import Packing
+from specforge.train.unroll import unroll
 
 VOCAB, COUNT = 40, 4
 EVERYTHING, HALF = torch.arange(VOCAB), torch.arange(0, VOCAB, 2)
@@ -194,23 +196,11 @@ def test_sampled_text_of_a_whole_decoding_is_distributed_as_the_targets():
 def unrolled_distributions(draft, target, ids, row, steps, temperature) -> list[torch.Tensor]:
     """q at `row` in each training-time step over the text `ids`, [1, n]."""
     length = ids.shape[1] - 1
-    places, first, later = Places(torch.arange(length), 1, length), [], []
-
-    def attend(q, k, v):
-        if not first:
-            first.extend(x[None].transpose(1, 2) for x in (k, v))
-        else:
-            later.append((k, v))
-        return unrolled_attention(q, *first, later, places)
-
-    hidden = draft.fc(target(ids)[0][0, :length])
+    places = Places(torch.arange(length), Packing.of([length]))
     embedded = target.embed(F.pad(ids, (0, steps)))[0]
-    found = []
-    for step in range(steps):
-        positions = torch.arange(length) + step
-        hidden = draft.step(embedded[1 + step : 1 + step + length], hidden, positions, attend)
-        found.append(distribution(draft.logits(hidden[row]), temperature))
-    return found
+    features = target(ids)[0][0, :length]
+    states = unroll(draft, features, places, lambda step, _: embedded[1 + step : 1 + step + length], steps)
+    return [distribution(draft.logits(hidden[row]), temperature) for hidden in states]
 
 
 @torch.no_grad()

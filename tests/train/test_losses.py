@@ -5,26 +5,52 @@ import math
 import pytest
 import torch
 
-from specforge.train import losses
-from specforge.train.losses import LossWeights, distillation_loss, teacher_from_logits
+from specforge.train import head
+from specforge.train.head import distillation_loss, new_figures
+from specforge.train.losses import FIGURES, LossWeights, teacher_from_logits
 
 CE, RKL, HINGE = LossWeights(lambda_ce=1.0), LossWeights(lambda_rkl=1.0), LossWeights(beta_hinge=1.0)
+TV, LK_ALPHA = LossWeights(lambda_tv=1.0), LossWeights(lambda_lk_alpha=1.0)
+LK_LAMBDA = LossWeights(lambda_lk_lambda=1.0, lk_eta=2.0)
+ALL = LossWeights(0.4, 0.5, 0.1, 0.3, 0.2, 0.7, 1.5)
 MIXED = LossWeights(lambda_ce=0.4, lambda_rkl=0.5, beta_hinge=0.1)
 KEPT = torch.tensor([1, 2, 4, 7, 8])  # of a target vocabulary of 9
-EVERY = pytest.mark.parametrize("weights", [CE, RKL, HINGE, MIXED], ids=["ce", "rkl", "hinge", "mixed"])
+EVERY = pytest.mark.parametrize(
+    "weights",
+    [CE, RKL, HINGE, TV, LK_ALPHA, LK_LAMBDA, MIXED, ALL],
+    ids=["ce", "rkl", "hinge", "tv", "lk-alpha", "lk-lambda", "mixed", "all"],
+)
 
 
 def defined(hidden, weight, logits, weights: LossWeights, temperature: float) -> torch.Tensor:
-    """The three definitions of the table, as they stand there."""
+    """The definitions of the table, as they stand there."""
     log_p = torch.log_softmax(logits / temperature, -1)[:, KEPT]
     kept = log_p - log_p.logsumexp(-1, keepdim=True)
     log_q = torch.log_softmax(hidden @ weight.T / temperature, -1)
     q = log_q.exp()
+    alpha = torch.minimum(log_p.exp(), q).sum(-1)
+    blend = torch.exp(-weights.lk_eta * alpha.detach())
+    kl = (kept.exp() * (kept - log_q)).sum(-1)
     return (
         -weights.lambda_ce * (kept.exp() * log_q).sum()
         + weights.lambda_rkl * (q * (log_q - kept)).sum()
         + weights.beta_hinge * (q * (log_q - log_p).clamp_min(0)).sum()
+        + weights.lambda_tv * (1 - alpha).sum()
+        - weights.lambda_lk_alpha * alpha.log().sum()
+        + weights.lambda_lk_lambda * (blend * kl + (1 - blend) * (1 - alpha)).sum()
     )
+
+
+def fused(hidden, weight, teacher, weights: LossWeights, told: list | None = None) -> torch.Tensor:
+    """The loss of all rows against the teacher's, row by row; `told` receives FIGURES [n, 7]."""
+    count = len(hidden)
+    figures = None if told is None else new_figures(teacher.log_norm, count)
+    loss = distillation_loss(
+        hidden, weight, teacher, torch.arange(count), teacher.log_norm.new_ones(count), weights, figures
+    )
+    if told is not None:
+        told.append(figures)
+    return loss
 
 
 @pytest.fixture
@@ -41,27 +67,27 @@ def case():
 def test_loss_and_gradients_are_those_of_the_definitions(case, weights, temperature):
     hidden, weight, logits = case
     expected = defined(hidden, weight, logits, weights, temperature)
-    loss = distillation_loss(hidden, weight, teacher_from_logits(logits, KEPT, temperature), weights, temperature)
+    loss = fused(hidden, weight, teacher_from_logits(logits, KEPT, temperature), weights)
     torch.testing.assert_close(loss, expected)
     wanted = torch.autograd.grad(3 * expected, (hidden, weight))
     torch.testing.assert_close(torch.autograd.grad(3 * loss, (hidden, weight)), wanted)
 
 
-@EVERY
+@pytest.mark.parametrize("weights", [CE, RKL, HINGE, TV, LK_ALPHA, MIXED], ids=str)  # LK lambda holds its w still
 def test_gradients_agree_with_finite_differences(case, weights):
     hidden, weight, logits = case
     teacher = teacher_from_logits(logits, KEPT, 0.8)
-    assert torch.autograd.gradcheck(lambda h, w: distillation_loss(h, w, teacher, weights, 0.8), (hidden, weight))
+    assert torch.autograd.gradcheck(lambda h, w: fused(h, w, teacher, weights), (hidden, weight))
 
 
 def by_hand(p: list[float], kept: list[int], q: list[float], weights: LossWeights = CE):
-    """Loss, gradient by the logits and terms for one row with the given probabilities at temperature 1."""
+    """Loss, gradient by the logits and FIGURES for one row with the given probabilities at temperature 1."""
     hidden = torch.tensor(q, dtype=torch.float64).log()[None].requires_grad_()
     teacher = teacher_from_logits(torch.tensor([p], dtype=torch.float64).log(), torch.tensor(kept), 1.0)
-    terms = []
-    loss = distillation_loss(hidden, torch.eye(len(q), dtype=torch.float64), teacher, weights, 1.0, terms)
+    told = []
+    loss = fused(hidden, torch.eye(len(q), dtype=torch.float64), teacher, weights, told)
     loss.backward()
-    return loss.item(), hidden.grad[0].tolist(), terms[0]
+    return loss.item(), hidden.grad[0].tolist(), dict(zip(FIGURES, told[0][0].tolist(), strict=True))
 
 
 def test_cross_entropy_of_two_tokens():
@@ -91,21 +117,21 @@ def test_cross_entropy_and_reverse_kl_renormalise_the_target_and_hinge_does_not(
 
 
 def test_acceptance_figures_count_the_tokens_outside_the_draft_vocabulary():
-    _, _, terms = by_hand([0.5, 0.2, 0.3], [1, 2], [0.6, 0.4])
-    assert terms.accept_sampled.item() == pytest.approx(0.2 + 0.3)
-    assert terms.accept_top1.item() == pytest.approx(0.2)
-    assert terms.accept_greedy.item() == 0  # the target's argmax is outside, whatever the draft says
+    _, _, told = by_hand([0.5, 0.2, 0.3], [1, 2], [0.6, 0.4])
+    assert told["accept_sampled"] == pytest.approx(0.2 + 0.3)
+    assert told["accept_top1"] == pytest.approx(0.2)
+    assert told["accept_greedy"] == 0  # the target's argmax is outside, whatever the draft says
 
 
 def test_greedy_acceptance_is_agreement_on_target_ids():
     agreeing, differing = by_hand([0.2, 0.2, 0.6], [1, 2], [0.4, 0.6]), by_hand([0.2, 0.2, 0.6], [1, 2], [0.6, 0.4])
-    assert (agreeing[2].accept_greedy.item(), differing[2].accept_greedy.item()) == (1, 0)
+    assert (agreeing[2]["accept_greedy"], differing[2]["accept_greedy"]) == (1, 0)
 
 
 def test_temperature_flattens_both_distributions(case):
     hidden, weight, logits = case
-    hot = distillation_loss(hidden, weight, teacher_from_logits(logits, KEPT, 2.0), MIXED, 2.0)
-    halved = distillation_loss(hidden / 2, weight, teacher_from_logits(logits / 2, KEPT, 1.0), MIXED, 1.0)
+    hot = fused(hidden, weight, teacher_from_logits(logits, KEPT, 2.0), MIXED)
+    halved = fused(hidden / 2, weight, teacher_from_logits(logits / 2, KEPT, 1.0), MIXED)
     torch.testing.assert_close(hot, halved)
 
 
@@ -114,23 +140,35 @@ def test_chunks_change_nothing(case, monkeypatch):
     teacher = teacher_from_logits(logits, KEPT, 1.0)
 
     def run() -> list[torch.Tensor]:
-        terms = []
-        loss = distillation_loss(hidden, weight, teacher, MIXED, 1.0, terms)
-        figures = [getattr(sum(terms[1:], terms[0]), name) for name in vars(terms[0])]
-        return [loss, *torch.autograd.grad(loss, (hidden, weight)), *figures, len(terms)]
+        told = []
+        loss = fused(hidden, weight, teacher, ALL, told)
+        return [loss, *torch.autograd.grad(loss, (hidden, weight)), *told]
 
-    *whole, one = run()
-    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 2 * len(KEPT))
-    *parts, several = run()
-    assert (one, several) == (1, 3)
-    torch.testing.assert_close(parts, whole)
+    whole = run()
+    sizes, plain = [], head._chunk
+    monkeypatch.setattr(head, "_chunk", lambda logits, *rest: sizes.append(len(logits)) or plain(logits, *rest))
+    monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", 2 * len(KEPT))
+    torch.testing.assert_close(run(), whole)
+    assert sizes == [2, 2, 2]
+
+
+def test_rows_are_matched_with_their_teacher_and_scaled(case):
+    hidden, weight, logits = case
+    teacher = teacher_from_logits(logits, KEPT, 1.0)
+    rows, scale = torch.tensor([3, 3, 0]), torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)
+    loss = distillation_loss(hidden[:3], weight, teacher, rows, scale, ALL)
+    alone = [
+        fused(hidden[i : i + 1], weight, teacher_from_logits(logits[[row]], KEPT, 1.0), ALL)
+        for i, row in enumerate((3, 3, 0))
+    ]
+    torch.testing.assert_close(loss, alone[0] + 0.5 * alone[1] + 2 * alone[2])
 
 
 def test_bf16_states_still_meet_the_target_in_fp32(case):
     hidden, weight, logits = (tensor.detach().bfloat16() for tensor in case)
-    terms = []
-    loss = distillation_loss(hidden, weight, teacher_from_logits(logits, KEPT, 1.0), MIXED, 1.0, terms)
-    assert {loss.dtype, terms[0].ce.dtype} == {torch.float32}
+    told = []
+    loss = fused(hidden, weight, teacher_from_logits(logits, KEPT, 1.0), MIXED, told)
+    assert {loss.dtype, told[0].dtype} == {torch.float32}
 
 
 def test_one_sample_reverse_kl_has_no_expected_gradient_and_the_exact_one_has():
@@ -142,5 +180,5 @@ def test_one_sample_reverse_kl_has_no_expected_gradient_and_the_exact_one_has():
     assert expected.abs().max() < 1e-15
     hidden = logits.detach()[None].requires_grad_()
     teacher = teacher_from_logits(p.log()[None], torch.arange(3), 1.0)
-    distillation_loss(hidden, torch.eye(3, dtype=torch.float64), teacher, RKL, 1.0).backward()
+    fused(hidden, torch.eye(3, dtype=torch.float64), teacher, RKL).backward()
     assert hidden.grad.abs().max() > 0.2

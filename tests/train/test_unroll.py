@@ -1,13 +1,16 @@
 """One training step against the formulas of EAGLE-3 written out: mask matrices, loops, no shared code."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from tiny_draft import LAYERS, random_draft, random_target
 
-from specforge.train.losses import LossWeights
-from specforge.train.unroll import Objective, unrolled_loss
+from specforge.train.batches import Batch
+from specforge.train.losses import FIGURES, LossWeights
+from specforge.train.measure import forward
+from specforge.train.unroll import Objective
 
 VOCAB = 40
 KEPT = torch.arange(0, VOCAB, 2)
@@ -25,15 +28,19 @@ def draft(target):
     return random_draft(target, KEPT)
 
 
-def batch(lengths=(13, 9), answers=((6, 10), (3, 9))) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random ids; the tokens of each sequence's answer are supervised."""
-    ids = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
-    mask = torch.zeros_like(ids, dtype=torch.bool)
+def rows_of(lengths=(13, 9), answers=((6, 10), (3, 9))) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Random ids int64 [T] and their loss mask bool [T]: the tokens of each sequence's answer are supervised."""
     generator = torch.Generator().manual_seed(5)
-    for row, (length, (start, end)) in enumerate(zip(lengths, answers, strict=True)):
-        ids[row, :length] = torch.randint(VOCAB, (length,), generator=generator)
-        mask[row, start:end] = True
-    return ids, mask
+    rows = []
+    for length, (start, end) in zip(lengths, answers, strict=True):
+        place = torch.arange(length)
+        rows.append((torch.randint(VOCAB, (length,), generator=generator), (place >= start) & (place < end)))
+    return rows
+
+
+def packed(rows: list[tuple[torch.Tensor, torch.Tensor]]) -> Batch:
+    ids, masks = ([x.numpy() for x in column] for column in zip(*rows, strict=True))
+    return Batch.pack({"id": list(range(len(rows))), "input_ids": ids, "loss_mask": masks})
 
 
 def rms(x, weight, eps):
@@ -100,13 +107,13 @@ def reference(draft, target, ids, supervised, objective) -> torch.Tensor:
 
 
 def test_loss_and_every_gradient_are_those_of_the_written_out_formulas(draft, target):
-    ids, mask = batch()
+    rows = rows_of()
     with torch.no_grad():
         for name, parameter in draft.named_parameters():
             if name.endswith("norm.weight"):
                 parameter.uniform_(0.5, 1.5)
-    loss = unrolled_loss(draft, target, ids, mask, OBJECTIVE)
-    alone = [reference(draft, target, ids[row, :n], mask[row], OBJECTIVE) for row, n in enumerate((13, 9))]
+    loss = forward(draft, target, packed(rows), OBJECTIVE)
+    alone = [reference(draft, target, *row, OBJECTIVE) for row in rows]
     assert loss.item() == pytest.approx(sum(alone).item(), rel=1e-5)
     names, parameters = zip(*draft.named_parameters(), strict=True)
     gradients, wanted = (torch.autograd.grad(value, parameters) for value in (loss, sum(alone)))
@@ -115,25 +122,23 @@ def test_loss_and_every_gradient_are_those_of_the_written_out_formulas(draft, ta
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item(), msg=name)
 
 
-def test_right_padding_changes_nothing(draft, target):
-    ids, mask = batch(lengths=(9,), answers=((3, 9),))
-    padded = [torch.nn.functional.pad(x, (0, 6)) for x in (ids, mask)]
-    losses = [unrolled_loss(draft, target, *x, OBJECTIVE) for x in ((ids, mask), padded)]
-    torch.testing.assert_close(*losses)
-    gradients = [torch.autograd.grad(loss, tuple(draft.parameters())) for loss in losses]
+def test_packing_equals_one_sequence_at_a_time(draft, target):
+    rows = rows_of((13, 3, 9, 20), ((6, 10), (2, 3), (3, 9), (0, 20)))
+    together = forward(draft, target, packed(rows), OBJECTIVE)
+    alone = sum(forward(draft, target, packed([row]), OBJECTIVE) for row in rows)
+    torch.testing.assert_close(together, alone)
+    gradients = [torch.autograd.grad(loss, tuple(draft.parameters())) for loss in (together, alone)]
     torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("moved", [4, 8, 12])
 def test_a_loss_does_not_look_at_its_own_token_or_later_ones(draft, target, moved):
-    ids, _ = batch()
+    ids, _ = rows_of()[0]
     other = ids.clone()
-    other[0, moved] = (ids[0, moved] + 1) % VOCAB
+    other[moved] = (ids[moved] + 1) % VOCAB
 
     def loss(ids, position) -> float:
-        mask = torch.zeros(1, ids.shape[1], dtype=torch.bool)
-        mask[0, position] = True
-        return unrolled_loss(draft, target, ids[:1], mask, OBJECTIVE).item()
+        return forward(draft, target, packed([(ids, torch.arange(len(ids)) == position)]), OBJECTIVE).item()
 
     assert loss(other, moved) == pytest.approx(loss(ids, moved), rel=1e-6)
     assert loss(other, moved - 2) == pytest.approx(loss(ids, moved - 2), rel=1e-6)
@@ -141,25 +146,45 @@ def test_a_loss_does_not_look_at_its_own_token_or_later_ones(draft, target, move
         assert loss(other, moved + 1) != pytest.approx(loss(ids, moved + 1), rel=1e-3)
 
 
+@pytest.mark.parametrize("shift", [1, 2])
+def test_a_shifted_mask_supervises_what_follows_the_tokens_to_learn(draft, target, shift):
+    (ids, mask), _ = rows_of()
+    moved = torch.cat((torch.zeros(shift, dtype=torch.bool), mask[:-shift]))
+    shifted = forward(draft, target, packed([(ids, mask)]), replace(OBJECTIVE, mask_shift=shift))
+    torch.testing.assert_close(shifted, forward(draft, target, packed([(ids, moved)]), OBJECTIVE))
+
+
 def test_terms_of_the_steps_add_up_to_the_loss(draft, target):
-    ids, mask = batch()
-    terms = []
-    loss = unrolled_loss(draft, target, ids, mask, OBJECTIVE, terms)
-    weighted = [0.4 * t.ce + 0.5 * t.rkl + 0.1 * t.hinge for t in terms]
-    assert sum(0.8**i * x for i, x in enumerate(weighted)).item() == pytest.approx(loss.item())
+    told = []
+    loss = forward(draft, target, packed(rows_of()), OBJECTIVE, told)
+    steps = [dict(zip(FIGURES, step.tolist(), strict=True)) for step in told]
+    weighted = [0.4 * t["ce"] + 0.5 * t["rkl"] + 0.1 * t["hinge"] for t in steps]
+    assert sum(0.8**i * x for i, x in enumerate(weighted)) == pytest.approx(loss.item())
 
 
 def test_an_answer_too_short_for_the_later_steps_can_still_be_logged(draft, target):
-    ids, mask = batch(lengths=(4,), answers=((2, 4),))  # steps 2 and 3 predict only beyond the end
-    terms = []
-    assert unrolled_loss(draft, target, ids, mask, OBJECTIVE, terms).isfinite()
-    assert [t.ce.item() > 0 for t in terms] == [True, True, False, False]
+    told = []
+    rows = rows_of(lengths=(4,), answers=((2, 4),))  # steps 2 and 3 predict only beyond the end
+    assert forward(draft, target, packed(rows), OBJECTIVE, told).isfinite()
+    assert [step[0].item() > 0 for step in told] == [True, True, False, False]
 
 
 def test_the_hooks_read_the_outputs_of_the_named_layers(target):
-    ids, _ = batch()
+    ids = rows_of()[0][0][None]
     features, final = target(ids)
     seen = target.model(ids, output_hidden_states=True).hidden_states
     torch.testing.assert_close(features, torch.cat([seen[layer + 1] for layer in LAYERS], -1))
     torch.testing.assert_close(final, seen[-1])
     assert all((a - b).abs().max() > 1e-3 for a, b in pairwise(features.chunk(3, -1)))
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "transformers"])
+def test_the_target_reads_packed_sequences_as_if_alone(target, ours, monkeypatch):
+    if not ours:
+        monkeypatch.setattr(target.model.config, "_attn_implementation", "sdpa")
+    rows = rows_of((13, 1, 9), ((6, 10), (0, 1), (3, 9)))
+    batch = packed(rows)
+    features, final = target.packed(batch.ids, batch.packing)
+    alone = [target(ids[None]) for ids, _ in rows]
+    torch.testing.assert_close(features, torch.cat([x[0][0] for x in alone]))
+    torch.testing.assert_close(final, torch.cat([x[1][0] for x in alone]))

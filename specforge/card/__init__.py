@@ -1,0 +1,1 @@
+"""The README.md that goes with a checkpoint."""

@@ -1,0 +1,138 @@
+"""One training, in this process or in as many as torchrun started: `torchrun ... -m specforge.train.run REQUEST`.
+
+The request is the JSON of what `train_draft` takes.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specforge.config.steps import Train
+from specforge.errors import UserError
+from specforge.files import publish, read_json, write_json
+from specforge.log import log_to
+from specforge.model.draft import Draft
+from specforge.model.files import draft_config, save_draft
+from specforge.model.vocab import load_vocab
+from specforge.target.model import Target, TargetFile, aux_layers
+from specforge.train.batches import read_cache
+from specforge.train.loop import Trainer
+from specforge.train.losses import LossWeights
+from specforge.train.parallel import Team, team
+from specforge.train.preempt import Preempted
+from specforge.train.resume import ResumeFolder
+from specforge.train.tracking import wandb_report
+from specforge.train.unroll import Objective
+
+log = logging.getLogger("specforge")
+FAILED = 78  # exit status of a process that ended with a sentence
+
+
+def train_draft(request: dict[str, Any]) -> None:
+    """Trains and leaves draft/, metrics.jsonl and facts.json in `request["folder"]`, where its states are too.
+
+    Keys: `folder`, `target` (a target.json), `cache`, `vocab`, `lr`, `recipe` (all that decides the result: weights,
+    settings, layers, epochs, inputs), `placement`, `label`, `wandb`, `threads`.
+    """
+    torch.set_num_threads(request["threads"])
+    recipe, folder = request["recipe"], Path(request["folder"])
+    options = Train(**recipe["settings"], **request["placement"])
+    with team() as crew:
+        trainer = build_trainer(request, options, crew)
+        tracked = request["wandb"] if crew.leads else {}
+        with wandb_report(tracked, request["label"], recipe, folder) as report:
+            resume = ResumeFolder(folder, recipe, options.keep_states)
+            steps = trainer.train(float(recipe["lr"]), recipe["epochs"], resume, request["label"], report)
+        if crew.leads:
+            _leave(trainer, folder, options, steps)
+
+
+def _leave(trainer: Trainer, folder: Path, options: Train, steps: int) -> None:
+    save_draft(folder / "draft", trainer.draft, getattr(torch, options.dtype))
+    if options.publish == "best" and trainer.best["step"]:
+        for name in ("config.json", "model.safetensors"):
+            publish(folder / "best" / name, folder / "draft" / name)
+    facts = {
+        "steps": steps,
+        "tokens": trainer.tokens,
+        "seconds": round(trainer.seconds, 1),
+        "aux_layers": list(trainer.target.layers),
+        "draft_parameters": sum(p.numel() for p in trainer.draft.parameters()),
+        "best": trainer.best,
+    }
+    write_json(folder / "facts.json", facts)
+
+
+def build_trainer(request: dict[str, Any], options: Train, crew: Team) -> Trainer:
+    """Target, draft and data of a request, on this process's device."""
+    recipe, source = request["recipe"], TargetFile.read(request["target"])
+    dtype = getattr(torch, options.dtype)
+    config = source.config().get_text_config()
+    layers = aux_layers(config.num_hidden_layers, tuple(recipe["layers"]) if recipe["layers"] else None)
+    d2t, t2d = load_vocab(Path(request["vocab"]), config.vocab_size)
+    target = Target(source.load(dtype, crew.device, options.target_tp), layers)
+    draft = Draft(draft_config(config, len(d2t), layers), d2t, t2d)
+    draft.init_weights(torch.Generator().manual_seed(options.seed))
+    if options.init_head_from_target:
+        draft.copy_head(target.head_rows(draft.target_ids), target.decoder.norm.weight)
+    draft.to(device=crew.device, dtype=dtype)
+    objective = Objective(
+        LossWeights(**recipe["weights"]), options.ttt_length, options.loss_decay, options.opd_temperature,
+        options.mask_shift,
+    )  # fmt: skip
+    return Trainer(draft, target, read_cache(Path(request["cache"])), objective, options, crew)
+
+
+def train_on(processes: int, request: dict[str, Any], log_file: Path) -> None:
+    """`train_draft` here, or in `processes` that torchrun starts on this machine and that end when this one does."""
+    if processes == 1:
+        train_draft(request)
+        return
+    file = Path(request["folder"]) / "request.json"
+    write_json(file, request)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [*torchrun, "-m", "specforge.train.run", str(file), str(log_file)]
+    child = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": str(request["threads"])})
+    before = signal.signal(signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM))
+    try:
+        status = child.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if child.poll() is None:
+            child.kill()
+    told = file.with_name("error.json")
+    if told.is_file():
+        error = read_json(told)["error"]
+        told.unlink()
+        raise UserError(error)
+    if file.with_name("preempted").is_file():
+        file.with_name("preempted").unlink()
+        raise Preempted(143)
+    if status:
+        raise UserError(f"{processes} training processes ended with status {status}; {log_file} says why.")
+
+
+def main(request_file: str, log_file: str) -> None:
+    """One of torchrun's processes; the first one speaks, all leave their error for the parent."""
+    folder = Path(request_file).parent
+    if os.environ.get("RANK", "0") == "0":
+        log_to(log_file)
+    try:
+        train_draft(json.loads(Path(request_file).read_text()))
+    except UserError as error:
+        write_json(folder / "error.json", {"error": str(error)})
+        sys.exit(FAILED)
+    except Preempted:
+        (folder / "preempted").touch()
+        raise
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
