@@ -133,6 +133,8 @@ class Train(Section):
     def three_layers(self):
         if self.aux_layers is not None:
             _check_aux_layers(self.aux_layers, None)
+        if self.rollout == "on_policy" and self.target_tp > 1:
+            raise ValueError("rollout on_policy needs the whole target on each process; set target_tp to 1")
         return self
 
 

@@ -47,7 +47,7 @@ def run_training(
             "folder": str(folder), "target": target, "cache": cache, "vocab": vocab, "recipe": recipe,
             "placement": placement, "label": f"{ablation} lr{lr}", "wandb": wandb, "threads": threads,
         }  # fmt: skip
-        train_on(processes, request, folder / "train.log")
+        train_on(processes, request)
         for name in ("config.json", "model.safetensors"):
             publish(folder / "draft" / name, Path(draft).parent / name)
         publish(folder / "metrics.jsonl", Path(metrics))

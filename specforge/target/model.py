@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from specforge.errors import UserError
@@ -34,11 +35,20 @@ class TargetFile:
         return AutoConfig.from_pretrained(self.model, revision=self.revision)
 
     def load(self, dtype: torch.dtype, device: torch.device | str = "cpu", tp: int = 1) -> Any:
-        """The causal language model in eval mode, without gradients; safetensors only."""
+        """The causal language model in eval mode, without gradients; safetensors only.
+
+        With `tp` above 1 its weights are spread over that many processes, which must be all of them, by the model's own
+        tensor-parallel plan.
+        """
+        spread = {}
+        if tp > 1:
+            from transformers.distributed import DistributedConfig
+
+            spread["distributed_config"] = DistributedConfig(tp_size=tp)
         model = AutoModelForCausalLM.from_pretrained(
-            self.model, revision=self.revision, dtype=dtype, use_safetensors=True
+            self.model, revision=self.revision, dtype=dtype, use_safetensors=True, **spread
         )
-        return model.to(device).eval().requires_grad_(False)
+        return (model if spread else model.to(device)).eval().requires_grad_(False)
 
 
 def default_device() -> torch.device:
@@ -73,6 +83,8 @@ class Target:
         self.model, self.layers = model, layers
         self.decoder = model.get_decoder()
         self.embed = model.get_input_embeddings()
+        if isinstance(self.embed.weight, DTensor):  # spread over processes, which ask for different tokens
+            self.embed = nn.Embedding.from_pretrained(self.embed.weight.full_tensor())
         self.head = model.get_output_embeddings()
         self.vocab_size = model.config.get_text_config().vocab_size
         ends = model.generation_config.eos_token_id
@@ -126,6 +138,7 @@ class Target:
     def head_rows(self, ids: Tensor) -> Tensor:
         """The head's rows of the tokens int64 [n], [n, H]."""
         weight = self.head.weight
+        weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
         return weight[ids.to(weight.device)]
 
     def _features(self) -> Tensor:

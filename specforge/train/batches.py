@@ -116,3 +116,8 @@ class Batch:
             return self
         ids, mask = (x.pin_memory().to(device, non_blocking=True) for x in (self.ids, self.mask))
         return Batch(ids, mask, self.packing.to(device), self.names)
+
+
+def pack_rows(rows: dict[str, Any], which: Sequence[int]) -> Batch:
+    """Some rows of the cache's columns, packed."""
+    return Batch.pack({name: [column[index] for index in which] for name, column in rows.items()})

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,23 +15,21 @@ from torch import Tensor
 
 from specforge.config.steps import Train
 from specforge.errors import UserError
-from specforge.files import digest
 from specforge.model.draft import Draft
 from specforge.model.files import save_draft
 from specforge.progress import Progress
 from specforge.target.model import Target
-from specforge.train.batches import Batch, held_out, micro_batches, share_of, step_batches
-from specforge.train.cost import Work, draft_flops, peak_rate
-from specforge.train.fit import fitting_tokens
-from specforge.train.measure import acceptance, forward, gradient_norms, placed
+from specforge.train.batches import Batch, held_out, micro_batches, pack_rows, step_batches
+from specforge.train.cost import peak_rate
+from specforge.train.gradients import Gradients
+from specforge.train.measure import acceptance, forward, gradient_norms
 from specforge.train.metrics import Metrics, Report, peak_memory, told_line
 from specforge.train.optim import MasterAdamW, scheduled_lr
 from specforge.train.parallel import Team
 from specforge.train.preempt import Preempted, sigterm_flag
 from specforge.train.prefetch import prefetched
 from specforge.train.resume import ResumeFolder, State
-from specforge.train.rollout import on_policy, rollout_loss, teacher_forced
-from specforge.train.unroll import Objective, observe, step_means, supervised, unrolled_loss
+from specforge.train.unroll import Objective, step_means, supervised
 
 log = logging.getLogger("specforge")
 
@@ -63,7 +60,7 @@ class Trainer:
         self.held = held_out(len(cache), settings.held_out, settings.seed)
         self.rows = np.delete(np.arange(len(cache)), self.held).tolist()  # of the cache, that are trained on
         self.lengths = lengths[self.rows].tolist()
-        self.micro_tokens = settings.micro_tokens or fitting_tokens(draft.config, settings, self.device)
+        self.gradients = Gradients(draft, target, objective, settings, self.optimizer, self.team)
         self.tokens, self.seconds = 0, 0.0  # of all sessions
         self.best: dict[str, Any] = {"step": None, "accept_length": 0.0}
 
@@ -79,9 +76,9 @@ class Trainer:
         if done and metrics:
             log.info("%s: continuing after step %d of %d", label, done, steps)
         with sigterm_flag() as asked:
-            for step, batch, rows in prefetched(self._feed(done, steps), self.device.type == "cuda"):
+            for step, rows in prefetched(self._feed(done, steps), self.device.type == "cuda"):
                 rate = scheduled_lr(step, steps, lr, self.settings.warmup_share)
-                line, stop = self._step(batch, rows, step, rate, asked)
+                line, stop = self._step(rows, step, rate, asked)
                 finished = step + 1
                 last = finished == steps
                 if finished % self.settings.validate_every == 0 or last:
@@ -97,10 +94,10 @@ class Trainer:
                     raise Preempted(143)
         return steps
 
-    def _feed(self, done: int, steps: int) -> Iterator[tuple[int, list[int], dict]]:
-        """Step, indices of its whole batch, and their rows of the cache."""
+    def _feed(self, done: int, steps: int) -> Iterator[tuple[int, dict]]:
+        """Each step's number and the rows of its whole batch."""
         for step, batch in step_batches(self.lengths, self.settings.batch_size, self.settings.seed, done, steps):
-            yield step, batch, self.cache[[self.rows[index] for index in batch]]
+            yield step, self.cache[[self.rows[index] for index in batch]]
 
     def _load(self, resume: ResumeFolder) -> int:
         state = resume.load()
@@ -116,29 +113,28 @@ class Trainer:
             facts = {"tokens": self.tokens, "seconds": self.seconds, "best": self.best}
             resume.save(State(step, tensors, facts))
 
-    def _step(self, batch: list[int], rows: dict, step: int, lr: float, asked: Event) -> tuple[dict, bool]:
+    def _step(self, rows: dict, step: int, lr: float, asked: Event) -> tuple[dict, bool]:
         """One optimizer step; its metrics, with every term's when the step is to be logged; whether to stop."""
         started = time.perf_counter()
         count = self._count(rows)
         logged = (step + 1) % self.settings.log_every == 0
-        loss, told, flops = self._gradients(batch, rows, step, count, logged)
-        signals = self.team.sum(torch.stack((loss, loss.new_tensor(float(asked.is_set())))))
+        sums = self.gradients.add(rows, step, count, logged)
+        signals = self.team.sum(torch.stack((sums.loss, sums.loss.new_tensor(float(asked.is_set())))))
         loss = signals[0].item()
         if not np.isfinite(loss):
             raise UserError(self._blame(rows, step, f"the {self._broken_term(rows)} is {loss}"))
         norm = self.optimizer.step(lr, self.settings.grad_clip).item()
         if not np.isfinite(norm):
             raise UserError(self._blame(rows, step, f"the gradient's norm is {norm}"))
-        tokens = sum(self.lengths[index] for index in batch)
+        tokens = sum(map(len, rows["input_ids"]))
         seconds = time.perf_counter() - started
         self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
         line = {"loss": loss, "lr": lr, "grad_norm": norm}
         if logged:
-            whole = self.team.sum(torch.stack(told))
-            line |= told_line(list(whole), count)
+            line |= told_line(list(self.team.sum(sums.told)), count)
             line |= {"tokens_per_second": tokens / seconds, "memory_mib": peak_memory(self.device)}
             if peak := peak_rate(self.device):
-                line["share_of_peak"] = flops / seconds / peak
+                line["share_of_peak"] = sums.flops / seconds / peak
         return line, bool(signals[1])
 
     def _count(self, rows: dict) -> float:
@@ -148,75 +144,20 @@ class Trainer:
         whole = Batch.pack(rows)
         return max(1.0, float(supervised(whole.mask, whole.packing, self.objective.mask_shift).sum()))
 
-    def _pieces(self, batch: list[int], rows: dict) -> Iterator[Batch]:
-        """This process's share of a batch in micro-batches."""
-        place = {index: at for at, index in enumerate(batch)}
-        mine = share_of(batch, self.lengths, self.team.rank, self.team.size)
-        for piece in micro_batches(mine, self.lengths, self.micro_tokens):
-            yield Batch.pack({key: [values[place[i]] for i in piece] for key, values in rows.items()})
-
-    def _gradients(self, batch: list[int], rows: dict, step: int, count: float, logged: bool):
-        """Adds this process's gradients; its part of the loss, sums of FIGURES a step [7] each, operations done.
-
-        Where memory does not suffice, micro-batches are halved from then on.
-        """
-        while True:
-            total = torch.zeros((), device=self.device)
-            told = [torch.zeros(7, device=self.device) for _ in range(self.objective.ttt_length)]
-            flops = 0.0
-            try:
-                for number, piece in enumerate(self._pieces(batch, rows)):
-                    part = [] if logged else None
-                    loss, work = self._loss(piece, (step, self.team.rank, number), part)
-                    (loss / count).backward()
-                    total += loss.detach() / count
-                    told = told if part is None else [a + b for a, b in zip(told, part, strict=True)]
-                    flops += draft_flops(self.draft.config, self.target.vocab_size, work, self.objective.ttt_length)
-                return total, told, flops
-            except torch.OutOfMemoryError:
-                longest = max(self.lengths[index] for index in batch)
-                if self.micro_tokens <= longest:
-                    raise UserError(
-                        f"A sequence of {longest} tokens does not fit this GPU's memory; lower max_length, "
-                        "train.ttt_length or preprocess.draft_vocab_size, or use a larger GPU."
-                    ) from None
-            self.micro_tokens = max(longest, self.micro_tokens // 2)
-            self.optimizer.drop_gradients()
-            torch.cuda.empty_cache()
-            log.warning("out of memory; going on with micro-batches of %d tokens", self.micro_tokens)
-
-    def _loss(self, batch: Batch, draw: tuple[int, ...], told: list[Tensor] | None) -> tuple[Tensor, Work]:
-        """The weighted loss of a micro-batch, a sum, and its sizes. `draw` names the random draws of a rollout."""
-        objective, settings = self.objective, self.settings
-        squares = int(batch.packing.starts.diff().long().square().sum())
-        batch, plan = placed(batch, objective, self.device)
-        forced = teacher_forced(objective.weights) if settings.rollout == "on_policy" else objective.weights
-        loss = torch.zeros((), device=self.device)
-        if forced.terms() or told is not None:
-            observed = observe(self.target, batch, plan, self.draft.target_ids, objective.temperature)
-            with torch.set_grad_enabled(bool(forced.terms())):
-                loss = unrolled_loss(
-                    self.draft, self.target.embed, batch, plan, observed, replace(objective, weights=forced), told
-                )
-        if settings.rollout == "on_policy" and on_policy(objective.weights).terms():
-            generator = torch.Generator().manual_seed(int(digest(settings.seed, draw), 16) >> 1)
-            loss = loss + rollout_loss(
-                self.draft, self.target, batch, plan, objective, settings.rollout_share, generator
-            )
-        return loss, Work(len(batch.ids), len(plan.places.index), plan.states, len(plan.taught), squares)
-
     def _validate(self, step: int, folder: Path) -> dict:
         """Held-out acceptance and gradient norms by term; keeps the draft with the longest held-out accept length."""
         if not self.held:
             return {}
-        mine = self.held[self.team.rank :: self.team.size]
         rows = self.cache[self.held]
-        lengths = [len(ids) for ids in rows["input_ids"]]
-        place = {index: at for at, index in enumerate(self.held)}
-        pieces = micro_batches([place[index] for index in mine], lengths, self.micro_tokens)
-        batches = [Batch.pack({k: [v[i] for i in piece] for k, v in rows.items()}) for piece in pieces]
-        measured = acceptance(self.draft, self.target, batches, self.objective, self.team)
-        norms = gradient_norms(self.draft, self.target, batches, self.objective, self.optimizer, self._count(rows))
+        lengths = list(map(len, rows["input_ids"]))
+        # a target that is spread over the team needs all of it in every pass, so then each takes all the sequences
+        team = Team(device=self.device) if self.settings.target_tp > 1 else self.team
+        mine = range(len(lengths))[team.rank :: team.size]
+        batches = [pack_rows(rows, piece) for piece in micro_batches(mine, lengths, self.gradients.micro_tokens)]
+        measured = acceptance(self.draft, self.target, batches, self.objective, team)
+        norms = gradient_norms(
+            self.draft, self.target, batches, self.objective, self.optimizer, self._count(rows), team
+        )
         if measured["accept_length"] > self.best["accept_length"]:
             self.best = {"step": step, "accept_length": measured["accept_length"]}
             if self.team.leads:
@@ -227,7 +168,7 @@ class Trainer:
     def _broken_term(self, rows: dict) -> str:
         """Name of the first term that is not finite on these rows."""
         for at in range(len(rows["id"])):
-            one = Batch.pack({key: [values[at]] for key, values in rows.items()})
+            one = pack_rows(rows, [at])
             told: list[Tensor] = []
             forward(self.draft, self.target, one, self.objective, told)
             for name, values in step_means(told, 1.0).items():

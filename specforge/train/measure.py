@@ -53,12 +53,18 @@ def acceptance(draft: Draft, target: Target, batches: list[Batch], objective: Ob
 
 
 def gradient_norms(
-    draft: Draft, target: Target, batches: list[Batch], objective: Objective, optimizer: MasterAdamW, count: float
+    draft: Draft,
+    target: Target,
+    batches: list[Batch],
+    objective: Objective,
+    optimizer: MasterAdamW,
+    count: float,
+    team: Team,
 ) -> dict[str, float]:
     """Norm of the gradient of each weighted term, teacher-forced, as a mean over `count` tokens; all must ask."""
     norms = {}
     for name, alone in objective.weights.terms().items():
         for batch in batches:
             (forward(draft, target, batch, replace(objective, weights=alone)) / count).backward()
-        norms[name] = optimizer.gradient_norm()
+        norms[name] = optimizer.gradient_norm(team)
     return norms

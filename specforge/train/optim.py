@@ -69,9 +69,9 @@ class MasterAdamW:
     def drop_gradients(self) -> None:
         self.gradients.zero_()
 
-    def gradient_norm(self) -> float:
-        """Of all processes' gradients together; drops them."""
-        norm = float(self.team.sum(self.gradients).norm())
+    def gradient_norm(self, team: Team) -> float:
+        """Of the gradients of all of `team` together; drops them."""
+        norm = float(team.sum(self.gradients).norm())
         self.gradients.zero_()
         return norm
 

@@ -9,6 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# Renamed in PyTorch 2.13, where the older names warn.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 @dataclass(frozen=True)
 class Team:
@@ -40,7 +44,7 @@ class Team:
         if self.device.type == "cpu":  # gloo has no reduce-scatter
             return self.share(self.sum(flat))
         out = torch.empty_like(self.share(flat))
-        dist.reduce_scatter_tensor(out, flat)
+        _reduce_scatter(out, flat)
         return out
 
     def all_gather(self, share: Tensor) -> Tensor:
@@ -48,7 +52,7 @@ class Team:
         if self.size == 1:
             return share
         out = share.new_empty(self.size * len(share))
-        dist.all_gather_into_tensor(out, share.contiguous())
+        _all_gather(out, share.contiguous())
         return out
 
 

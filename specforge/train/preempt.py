@@ -1,6 +1,9 @@
-"""SIGTERM means: save, then stop."""
+"""SIGTERM means: save, then stop. And no process outlives the one that started it."""
 
+import ctypes
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,3 +25,14 @@ def sigterm_flag() -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def die_with_parent() -> None:
+    """Has Linux kill this process when the one that started it dies, so that a killed run leaves none behind."""
+    if sys.platform != "linux":
+        return
+    set_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(set_death_signal, signal.SIGKILL)
+    if parent == 1 or os.getppid() != parent:
+        sys.exit("the parent process is gone")

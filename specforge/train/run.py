@@ -26,13 +26,16 @@ from specforge.train.batches import read_cache
 from specforge.train.loop import Trainer
 from specforge.train.losses import LossWeights
 from specforge.train.parallel import Team, team
-from specforge.train.preempt import Preempted
+from specforge.train.preempt import Preempted, die_with_parent
 from specforge.train.resume import ResumeFolder
 from specforge.train.tracking import wandb_report
 from specforge.train.unroll import Objective
 
 log = logging.getLogger("specforge")
 FAILED = 78  # exit status of a process that ended with a sentence
+TORCHRUN = (
+    "from specforge.train.preempt import die_with_parent as d; d(); from torch.distributed.run import main; main()"
+)
 
 
 def train_draft(request: dict[str, Any]) -> None:
@@ -45,6 +48,11 @@ def train_draft(request: dict[str, Any]) -> None:
     recipe, folder = request["recipe"], Path(request["folder"])
     options = Train(**recipe["settings"], **request["placement"])
     with team() as crew:
+        if options.target_tp not in (1, crew.size):
+            raise UserError(
+                f"train.target_tp is {options.target_tp}, but {crew.size} processes train; set it to {crew.size} to "
+                "spread the target over all of them, or to 1 to give each its own copy."
+            )
         trainer = build_trainer(request, options, crew)
         tracked = request["wandb"] if crew.leads else {}
         with wandb_report(tracked, request["label"], recipe, folder) as report:
@@ -90,15 +98,20 @@ def build_trainer(request: dict[str, Any], options: Train, crew: Team) -> Traine
     return Trainer(draft, target, read_cache(Path(request["cache"])), objective, options, crew)
 
 
-def train_on(processes: int, request: dict[str, Any], log_file: Path) -> None:
+def _log_files() -> list[str]:
+    """The file that this process's words go to, if any."""
+    return [handler.baseFilename for handler in log.handlers if isinstance(handler, logging.FileHandler)]
+
+
+def train_on(processes: int, request: dict[str, Any]) -> None:
     """`train_draft` here, or in `processes` that torchrun starts on this machine and that end when this one does."""
     if processes == 1:
         train_draft(request)
         return
     file = Path(request["folder"]) / "request.json"
     write_json(file, request)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*torchrun, "-m", "specforge.train.run", str(file), str(log_file)]
+    command = [sys.executable, "-c", TORCHRUN, "--standalone", f"--nproc_per_node={processes}"]
+    command += ["-m", "specforge.train.run", str(file), *_log_files()]
     child = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": str(request["threads"])})
     before = signal.signal(signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM))
     try:
@@ -116,11 +129,12 @@ def train_on(processes: int, request: dict[str, Any], log_file: Path) -> None:
         file.with_name("preempted").unlink()
         raise Preempted(143)
     if status:
-        raise UserError(f"{processes} training processes ended with status {status}; {log_file} says why.")
+        raise RuntimeError(f"{processes} training processes ended with status {status}; their words are above")
 
 
-def main(request_file: str, log_file: str) -> None:
+def main(request_file: str, log_file: str = os.devnull) -> None:
     """One of torchrun's processes; the first one speaks, all leave their error for the parent."""
+    die_with_parent()
     folder = Path(request_file).parent
     if os.environ.get("RANK", "0") == "0":
         log_to(log_file)

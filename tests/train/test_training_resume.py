@@ -3,74 +3,20 @@
 import shutil
 import signal
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import make_conversations, make_target_file
+from tiny import make_target_file
 from tiny_draft import make_deep_target, run_dying
+from tiny_training import STEPS, arguments, same_result, states
 
-from specforge.config.steps import Preprocess, Train
 from specforge.errors import UserError
-from specforge.files import read_json, read_jsonl, sha256_file, write_jsonl
-from specforge.steps.preprocess_dataset import preprocess_dataset
+from specforge.files import read_json, read_jsonl, sha256_file
 from specforge.steps.run_training import run_training
-from specforge.train.batches import epoch_batches, read_cache
+from specforge.train.batches import epoch_batches, held_out, read_cache
 
-STEPS, SAVE_EVERY = 10, 4
-LOSS = "specforge.train.loop:unrolled_loss"  # once a step: these batches are one micro-batch each
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Target, cache and vocabulary that all trainings share."""
-    folder = tmp_path_factory.mktemp("data")
-    write_jsonl(folder / "train.jsonl", make_conversations(20))
-    preprocess_dataset(
-        source=str(folder / "train.jsonl"),
-        target=str(make_target_file(folder, make_deep_target(folder / "model"))),
-        settings=Preprocess(draft_vocab_size=64, min_coverage=0).model_dump(mode="json"),
-        max_length=160,
-        cache=str(folder / "cache.arrow"),
-        vocab=str(folder / "vocab.safetensors"),
-        summary=str(folder / "summary.json"),
-    )
-    return folder
-
-
-def arguments(data: Path, folder: Path, lr: str = "1e-3", **changes) -> dict:
-    """`changes` are of the settings."""
-    recipe = {
-        "batch_size": 4,
-        "ttt_length": 3,
-        "max_steps": STEPS,
-        "save_every": SAVE_EVERY,
-        "log_every": 3,
-        "held_out": 0,
-    }
-    return {
-        "target": str(data / "target.json"),
-        "cache": str(data / "cache.arrow"),
-        "vocab": str(data / "vocab.safetensors"),
-        "cache_summary": str(data / "summary.json"),
-        "ablation": "mixed",
-        "lr": lr,
-        "weights": {"lambda_ce": 0.4, "lambda_rkl": 0.5, "beta_hinge": 0.1},
-        "settings": Train(**recipe | changes).recipe(),
-        "placement": Train(**recipe | changes).placement(),
-        "layers": [0, 1, 2],
-        "epochs": 3,
-        "wandb": {"project": None},
-        "code": "abc",
-        "draft": str(folder / "draft" / "model.safetensors"),
-        "metrics": str(folder / "metrics.jsonl"),
-        "manifest": str(folder / "manifest.json"),
-        "card": str(folder / "draft" / "README.md"),
-        "regenerated": True,
-        "work": str(folder / "work"),
-        "threads": 1,
-    }
+LOSS = "specforge.train.gradients:unrolled_loss"  # once a step: these batches are one micro-batch each
 
 
 @pytest.fixture(scope="module")
@@ -80,27 +26,12 @@ def undisturbed(data, tmp_path_factory):
     return folder
 
 
-def states(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "work").glob("*/step-*"))
-
-
 def steps_taken(monkeypatch) -> list[int]:
     """Grows by one entry with every optimizer step of this process."""
-    module = sys.modules["specforge.train.loop"]
+    module = sys.modules["specforge.train.gradients"]
     plain, taken = module.unrolled_loss, []
     monkeypatch.setattr(module, "unrolled_loss", lambda *args: taken.append(1) or plain(*args))
     return taken
-
-
-def same_result(folder: Path, other: Path) -> bool:
-    """Equal weights to the bit, equal metrics but for the time they took, all sessions' tokens counted."""
-    lines = [
-        [row | {"tokens_per_second": 0, "memory_mib": 0} for row in read_jsonl(f / "metrics.jsonl")]
-        for f in (folder, other)
-    ]
-    weights = [sha256_file(f / "draft" / "model.safetensors") for f in (folder, other)]
-    tokens = [read_json(f / "manifest.json")["tokens"] for f in (folder, other)]
-    return all(pair[0] == pair[1] for pair in (lines, weights, tokens))
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +89,82 @@ def test_a_finished_training_is_published_again_without_a_step(data, undisturbed
     run_training(**arguments(data, undisturbed))
     assert not taken
     assert sha256_file(undisturbed / "draft" / "model.safetensors") == before
+
+
+def test_a_state_of_another_recipe_is_refused_with_the_keys_that_differ(data, undisturbed, tmp_path):
+    call = arguments(data, tmp_path, loss_decay=0.7)
+    with pytest.raises(KeyboardInterrupt):
+        run_dying_here(call)
+    state = next((undisturbed / "work").glob("*/step-00000008.safetensors"))
+    folder = next((tmp_path / "work").iterdir())
+    shutil.copy(state, folder)
+    with pytest.raises(UserError, match=r"another configuration: settings\.loss_decay \(0\.8 there, 0\.7 here\)"):
+        run_training(**call)
+
+
+def run_dying_here(call: dict) -> None:
+    """Interrupted before its first step, so that its folder is there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["specforge.train.loop"], "step_batches", interrupted)
+        run_training(**call)
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_held_out_sequences_are_measured_and_never_trained_on(data, tmp_path):
+    seen = []
+    module = sys.modules["specforge.train.gradients"]
+    with pytest.MonkeyPatch.context() as patch:
+        plain = module.pack_rows
+        patch.setattr(
+            module, "pack_rows", lambda rows, which: seen.extend(plain(rows, which).names) or plain(rows, which)
+        )
+        run_training(**arguments(data, tmp_path, held_out=16, validate_every=4, max_steps=12))
+    cache = read_cache(data / "cache.arrow")
+    kept = {cache[index]["id"] for index in held_out(len(cache), 16, 0)}
+    assert len(kept) == len(cache) // 10
+    assert not kept & set(seen)
+    rows = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if "held_out" in row]
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    for row in rows:
+        sampled = row["held_out"]["accept_sampled"]
+        assert len(sampled) == 3
+        assert row["held_out"]["accept_length"] == pytest.approx(
+            1 + sampled[0] + sampled[0] * sampled[1] + sampled[0] * sampled[1] * sampled[2]
+        )
+
+
+def test_the_best_draft_is_kept_and_can_be_published(data, tmp_path):
+    lengths = iter([1.5, 2.5, 2.0, 2.4])
+    with pytest.MonkeyPatch.context() as patch:
+        module = sys.modules["specforge.train.loop"]
+        patch.setattr(module, "acceptance", lambda *_: {"accept_length": next(lengths)})
+        call = arguments(data, tmp_path, held_out=16, validate_every=2, save_every=4, max_steps=8, keep_states=9)
+        call["settings"]["publish"] = "best"
+        manifest = run_training(**call)
+    assert manifest["best"] == {"step": 4, "accept_length": 2.5}
+    state = load_file(next((tmp_path / "work").glob("*/step-00000004.safetensors")))
+    published = load_file(tmp_path / "draft" / "model.safetensors")
+    assert torch.equal(published["fc.weight"], state["master.fc.weight"])
+
+
+def test_more_states_are_kept_when_asked(data, tmp_path):
+    run_training(**arguments(data, tmp_path, save_every=2, keep_states=4))
+    assert states(tmp_path) == [f"step-{n:08d}.safetensors" for n in (4, 6, 8, 10)]
+
+
+def test_the_peers_normaliser_divides_by_all_positions(data, tmp_path):
+    cache = read_cache(data / "cache.arrow")
+    batch = epoch_batches([len(ids) for ids in cache["input_ids"]], 4, 0, 0)[0]
+    supervised = sum(int(mask[2:].sum()) for mask in cache[batch]["loss_mask"])
+    tokens = sum(len(ids) for ids in cache[batch]["input_ids"])
+    losses = []
+    for name in ("supervised", "positions"):
+        run_training(**arguments(data, tmp_path / name, max_steps=1, log_every=1, normaliser=name))
+        losses.append(next(iter(read_jsonl(tmp_path / name / "metrics.jsonl")))["loss"])
+    assert losses[1] / losses[0] == pytest.approx(supervised / tokens)
 
 
 @pytest.mark.parametrize("changes", [{"lr": "2e-3"}, {"loss_decay": 0.7}], ids=["lr", "settings"])
