@@ -102,7 +102,7 @@ def test_snakemakes_own_report_holds_the_figures(finished: Path, tmp_path: Path)
         ({"ablation_catalogue": {"baseline": {"lrs": [0.01, "6.0e-3", 0.003]}}}, {}),
         ({"ablations": "baseline,mixed"}, {"report": 1}),
         ({"evaluate": {"num_prompts": 4}}, {"evaluate": 12, "report": 1}),
-        ({"train": {"batch_size": 4}}, GRID),
+        ({"train": {"batch_size": 8}}, GRID),
         ({"num_epochs": 2}, GRID),
         ({"preprocess": {"draft_vocab_size": 299}}, {"preprocess_dataset": 1, **GRID}),
         ({"regenerate": {"temperature": 0.7}}, FROM_REGENERATION),

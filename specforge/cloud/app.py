@@ -30,7 +30,7 @@ LIGHT = _python.uv_pip_install("datasets>=4.0,<6", "huggingface-hub", "pydantic>
 )
 TRAINING = _python.uv_pip_install(
     "datasets>=4.0,<6", "numpy>=2.0,<3", "pydantic>=2.10,<3", "safetensors>=0.5,<1", "torch>=2.9,<3",
-    "transformers>=5.5,<6", "wandb>=0.19,<1",
+    "transformers>=5.18,<6", "wandb>=0.19,<1",
 ).add_local_python_source("specforge")  # fmt: skip
 SERVING = modal.Image.from_registry("lmsysorg/sglang:v0.5.9").add_local_python_source("specforge")
 
@@ -82,10 +82,12 @@ def preprocess_dataset(**request: Any) -> dict:
 
 @app.function(image=TRAINING, volumes=VOLUMES, secrets=[HUGGINGFACE, WANDB], timeout=DAY, gpu=GPUS)
 def run_training(**request: Any) -> dict:
+    import torch
+
     from specforge.steps.run_training import run_training as step
 
     _home()
-    return step(**request)
+    return step(**request, processes=max(1, torch.cuda.device_count()))
 
 
 @app.function(image=TRAINING, volumes=VOLUMES, secrets=[HUGGINGFACE, WANDB], timeout=DAY, gpu=ONE_GPU)

@@ -16,7 +16,14 @@ from specforge.report.rank import Grid, Ranked, Ranking, RunName, conclusion
 
 HERE = Path(__file__).parent
 MISMATCHES_SHOWN = 12
-TERMS = {"lambda_ce": "CE", "lambda_rkl": "RKL", "beta_hinge": "hinge"}
+TERMS = {
+    "lambda_ce": "CE",
+    "lambda_rkl": "RKL",
+    "beta_hinge": "hinge",
+    "lambda_tv": "TV",
+    "lambda_lk_alpha": "LK alpha",
+    "lambda_lk_lambda": "LK lambda",
+}
 
 
 @dataclass(frozen=True)
@@ -189,7 +196,7 @@ def _yaml(config: dict[str, Any]) -> str:
 
 
 def _weights(weights: dict[str, float]) -> str:
-    return " + ".join(f"{weight:g} {TERMS.get(name, name)}" for name, weight in weights.items() if weight)
+    return " + ".join(f"{weights[name]:g} {label}" for name, label in TERMS.items() if weights.get(name))
 
 
 def _rates(grid: Grid) -> str:

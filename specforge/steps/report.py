@@ -18,7 +18,7 @@ from specforge.report.rank import Evaluation, Ranked, Ranking, RunName, Scores, 
 
 FIGURES = ("accept_length_by_rate", "accept_rate_by_position", "training_curves", "ranking")
 COMPARABLE = ("target", "num_draft_tokens", "max_new_tokens", "dtype", "seed", "num_prompts")
-WEIGHTS = ("lambda_ce", "lambda_rkl", "beta_hinge")
+WEIGHTS = ("lambda_ce", "lambda_rkl", "beta_hinge", "lambda_tv", "lambda_lk_alpha", "lambda_lk_lambda")
 
 
 def report(

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from specforge.config.steps import Wandb
 
@@ -32,6 +33,19 @@ def wandb_report(settings: dict, name: str, config: dict, folder: Path) -> Itera
         mode="online" if os.environ.get("WANDB_API_KEY") else "offline",
     )
     try:
-        yield lambda line: run.log({k: v for k, v in line.items() if not isinstance(v, list)}, step=line["step"])
+        yield lambda line: run.log(dict(_flat(line)), step=line["step"])
     finally:
         run.finish()
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Nested figures under one key each: held_out/accept_sampled/1 is the first drafted position's."""
+    if isinstance(value, dict):
+        inner = value.items()
+    elif isinstance(value, list):
+        inner = enumerate(value, 1)
+    else:
+        yield path, value
+        return
+    for key, item in inner:
+        yield from _flat(item, f"{path}/{key}" if path else str(key))
