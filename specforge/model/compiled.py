@@ -1,7 +1,7 @@
 """torch.compile where it pays: chains of small operations on a GPU. On the CPU it saves less than compiling costs."""
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -13,11 +13,14 @@ R = TypeVar("R")
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """`function`, compiled for any shape when its first tensor is on a GPU, and as it is elsewhere."""
-    fast = torch.compile(function, dynamic=True)
+
+    @cache
+    def fast() -> Callable[P, R]:
+        return torch.compile(function, dynamic=True)  # when first used: it imports a compiler, half a second
 
     @wraps(function)
     def choose(*args: P.args, **kwargs: P.kwargs) -> R:
         first = next(x for x in args if isinstance(x, Tensor))
-        return (fast if first.is_cuda else function)(*args, **kwargs)
+        return (fast() if first.is_cuda else function)(*args, **kwargs)
 
     return choose

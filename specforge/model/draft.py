@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -16,6 +17,35 @@ from specforge.model.compiled import compiled
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Rotary = tuple[Tensor, Tensor]
+
+
+class _RowNorm(torch.autograd.Function):
+    """x / rms(x) * weight over rows [M, H], its gradient in one go: autograd's is a third slower on a CPU."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = torch.rsqrt(torch.linalg.vecdot(x, x)[:, None] / x.shape[1] + eps)
+        normed = x * scale
+        ctx.save_for_backward(normed, weight, scale)
+        return normed * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        normed, weight, scale = ctx.saved_tensors
+        by_weight = torch.linalg.vecdot(grad, normed, dim=0)
+        by_normed = grad * weight
+        along = torch.linalg.vecdot(by_normed, normed)[:, None] / normed.shape[1]
+        return by_normed.sub_(normed * along).mul_(scale), by_weight, None
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root mean square norm (Zhang and Sennrich 2019) over the last dimension; half precision as PyTorch does it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda or x.dim() != 2 or x.dtype not in (torch.float32, torch.float64):
+            return super().forward(x)
+        return _RowNorm.apply(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -65,7 +95,7 @@ class MidLayer(nn.Module):
         self.self_attn = Attention(config)
         self.mlp = MLP(config)
         for name in ("input_layernorm", "hidden_norm", "post_attention_layernorm"):
-            setattr(self, name, nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps))
+            setattr(self, name, RMSNorm(config.hidden_size, eps=config.rms_norm_eps))
 
     def forward(self, embedding: Tensor, hidden: Tensor, rotary: Rotary, attend: Attend, keep: Tensor | None) -> Tensor:
         x = torch.cat((self.input_layernorm(embedding), self.hidden_norm(hidden)), dim=-1)
@@ -89,7 +119,7 @@ class Draft(nn.Module):
         self.config = config
         self.fc = nn.Linear(3 * config.hidden_size, config.hidden_size, bias=False)
         self.midlayer = MidLayer(config)
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
         self.rotary = LlamaRotaryEmbedding(config)
         self.register_buffer("d2t", d2t)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from specforge.errors import UserError
@@ -83,8 +82,9 @@ class Target:
         self.model, self.layers = model, layers
         self.decoder = model.get_decoder()
         self.embed = model.get_input_embeddings()
-        if isinstance(self.embed.weight, DTensor):  # spread over processes, which ask for different tokens
-            self.embed = nn.Embedding.from_pretrained(self.embed.weight.full_tensor())
+        whole = _whole(self.embed.weight)
+        if whole is not self.embed.weight:  # spread over processes, which ask for different tokens
+            self.embed = nn.Embedding.from_pretrained(whole)
         self.head = model.get_output_embeddings()
         self.vocab_size = model.config.get_text_config().vocab_size
         ends = model.generation_config.eos_token_id
@@ -137,9 +137,13 @@ class Target:
 
     def head_rows(self, ids: Tensor) -> Tensor:
         """The head's rows of the tokens int64 [n], [n, H]."""
-        weight = self.head.weight
-        weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        weight = _whole(self.head.weight)
         return weight[ids.to(weight.device)]
 
     def _features(self) -> Tensor:
         return torch.cat([self._seen.pop(layer) for layer in self.layers], dim=-1)
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """A weight that may be a DTensor, whole on this process; all processes must ask."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
