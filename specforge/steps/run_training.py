@@ -52,22 +52,28 @@ def run_training(
             publish(folder / "draft" / name, Path(draft).parent / name)
         publish(folder / "metrics.jsonl", Path(metrics))
         trained = read_json(folder / "facts.json")
-    receipt = {
-        "run": {"ablation": ablation, "lr": lr, "weights": weights},
-        "settings": settings | {"epochs": epochs, "aux_layers": trained.pop("aux_layers")},
+    run = {"ablation": ablation, "lr": lr, "weights": weights}
+    receipt = _receipt(run, settings | {"epochs": epochs}, inputs, trained, Path(draft)) | {"code": code}
+    described = {"revision": source.revision, "folder": str(Path(draft).parent), "regenerated": regenerated}
+    write_text(Path(card), _card(receipt, facts, source.model, Path(metrics), described))
+    write_json(Path(manifest), receipt)
+    return receipt
+
+
+def _receipt(run: dict, settings: dict, inputs: dict, trained: dict, draft: Path) -> dict:
+    """The manifest: what was asked, what it was made from, what came out."""
+    return {
+        "run": run,
+        "settings": settings | {"aux_layers": trained.pop("aux_layers")},
         "inputs": inputs,
-        "draft_sha256": sha256_file(Path(draft)),
-        "code": code,
+        "draft_sha256": sha256_file(draft),
         "versions": versions(),
         "commit": commit(),
         **trained,
     }
-    config = read_json(Path(draft).parent / "config.json")
-    final = ([{}, *read_jsonl(Path(metrics))])[-1]
-    text = model_card(
-        receipt, config, facts, source.model,
-        revision=source.revision, folder=str(Path(draft).parent), final=final, regenerated=regenerated,
-    )  # fmt: skip
-    write_text(Path(card), text)
-    write_json(Path(manifest), receipt)
-    return receipt
+
+
+def _card(receipt: dict, facts: dict, target: str, metrics: Path, described: dict) -> str:
+    config = read_json(Path(described["folder"]) / "config.json")
+    final = ([{}, *read_jsonl(metrics)])[-1]
+    return model_card(receipt, config, facts, target, final=final, **described)

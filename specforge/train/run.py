@@ -106,11 +106,11 @@ def _log_files() -> list[str]:
 
 def train_on(processes: int, request: dict[str, Any]) -> None:
     """`train_draft` here, or in `processes` that torchrun starts on this machine and that end when this one does."""
+    file = Path(request["folder"]) / "request.json"
+    write_json(file, request)
     if processes == 1:
         train_draft(request)
         return
-    file = Path(request["folder"]) / "request.json"
-    write_json(file, request)
     command = [sys.executable, "-c", TORCHRUN, "--standalone", f"--nproc_per_node={processes}"]
     command += ["-m", "specforge.train.run", str(file), *_log_files()]
     child = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": str(request["threads"])})

@@ -182,3 +182,23 @@ def test_one_sample_reverse_kl_has_no_expected_gradient_and_the_exact_one_has():
     teacher = teacher_from_logits(p.log()[None], torch.arange(3), 1.0)
     fused(hidden, torch.eye(3, dtype=torch.float64), teacher, RKL).backward()
     assert hidden.grad.abs().max() > 0.2
+
+
+def test_the_score_function_estimate_of_the_reverse_kl_has_the_exact_gradient_as_its_mean():
+    """Mean over y drawn from q of (log q(y) - log p(y)), detached, times grad log q(y): all y weighed by q."""
+    logits = torch.tensor([0.3, -1.0, 0.5], dtype=torch.float64, requires_grad=True)
+    p = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    log_q = torch.log_softmax(logits, -1)
+    each = [torch.autograd.grad(log_q[y], logits, retain_graph=True)[0] for y in range(3)]
+    worth = (log_q - p.log()).detach()
+    mean = sum(log_q[y].exp().detach() * worth[y] * gradient for y, gradient in enumerate(each))
+    drawn = torch.multinomial(
+        log_q.exp().detach(), 200_000, replacement=True, generator=torch.Generator().manual_seed(0)
+    )
+    sampled = (worth[drawn, None] * torch.stack(each)[drawn]).mean(0)
+    hidden = logits.detach()[None].requires_grad_()
+    fused(
+        hidden, torch.eye(3, dtype=torch.float64), teacher_from_logits(p.log()[None], torch.arange(3), 1.0), RKL
+    ).backward()
+    torch.testing.assert_close(hidden.grad[0], mean)
+    torch.testing.assert_close(hidden.grad[0], sampled, atol=0.01, rtol=0)

@@ -44,7 +44,7 @@ def paired(data, tmp_path_factory):
     return folder
 
 
-def close(one: Path, other: Path) -> None:
+def check_close(one: Path, other: Path) -> None:
     """The same losses, norms, held-out figures to 1e-6, and weights as near as ten AdamW steps leave them."""
     for a, b in zip(read_jsonl(one / "metrics.jsonl"), read_jsonl(other / "metrics.jsonl"), strict=True):
         assert a.keys() == b.keys()
@@ -58,7 +58,7 @@ def close(one: Path, other: Path) -> None:
 
 
 def test_two_processes_train_what_one_does(alone, paired):
-    close(alone, paired)
+    check_close(alone, paired)
     rows = list(read_jsonl(alone / "metrics.jsonl"))
     assert [row["step"] for row in rows if "held_out" in row] == [5, 10]
     assert set(rows[-1]["grad_norm_by_term"]) == {"lambda_ce", "lambda_rkl", "beta_hinge"}
@@ -66,7 +66,7 @@ def test_two_processes_train_what_one_does(alone, paired):
 
 def test_micro_batches_add_up_to_the_whole_batch(data, alone, tmp_path):
     run_training(**arguments(data, tmp_path, held_out=2, validate_every=5, micro_tokens=1))
-    close(alone, tmp_path)
+    check_close(alone, tmp_path)
 
 
 def test_a_target_spread_over_both_processes_teaches_the_same(data, tmp_path_factory):

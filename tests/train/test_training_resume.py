@@ -73,6 +73,16 @@ def test_a_torn_newest_state_gives_way_to_its_elder(data, undisturbed, killed, m
     assert same_result(killed, undisturbed)
 
 
+def test_a_kill_in_the_middle_of_a_save_leaves_the_state_before(data, undisturbed, tmp_path, monkeypatch):
+    call = arguments(data, tmp_path)
+    assert run_dying("run_training", "specforge.train.resume:save_file", 2, "SIGKILL", call) == -signal.SIGKILL
+    assert states(tmp_path) == ["step-00000004.safetensors"]
+    taken = steps_taken(monkeypatch)
+    run_training(**call)
+    assert len(taken) == STEPS - 4
+    assert same_result(tmp_path, undisturbed)
+
+
 def test_each_logged_step_stands_once_in_the_metrics_of_a_resumed_run(data, killed):
     partial = next((killed / "work").glob("*/metrics.jsonl"))
     assert [row["step"] for row in read_jsonl(partial)] == [3, 6, 9]  # 9 is after the last state
