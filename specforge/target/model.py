@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from specforge.errors import UserError
 from specforge.files import read_json
@@ -44,6 +45,7 @@ class TargetFile:
             from transformers.distributed import DistributedConfig
 
             spread["distributed_config"] = DistributedConfig(tp_size=tp)
+        logging.disable_progress_bar()  # a bar for each process that loads it would bury the lines that matter
         model = AutoModelForCausalLM.from_pretrained(
             self.model, revision=self.revision, dtype=dtype, use_safetensors=True, **spread
         )

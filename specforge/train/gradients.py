@@ -99,6 +99,8 @@ class Gradients:
                 if piece is None:
                     continue
                 batch, plan = placed(piece, self.objective, self.team.device)
+                if not plan.states:  # a shifted mask may leave a sequence nothing to learn
+                    continue
                 observed = None
                 if logged or self._forced.terms():
                     observed = observe(self.target, batch, plan, self.draft.target_ids, self.objective.temperature)

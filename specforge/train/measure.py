@@ -20,8 +20,10 @@ ACCEPTANCE = ("accept_sampled", "accept_greedy", "accept_top1")
 def forward(
     draft: Draft, target: Target, batch: Batch, objective: Objective, told: list[torch.Tensor] | None = None
 ) -> torch.Tensor:
-    """The teacher-forced loss of one batch from the CPU, a sum; see `unrolled_loss`."""
+    """The teacher-forced loss of one batch from the CPU, a sum; see `unrolled_loss`. Zero where nothing is to learn."""
     batch, plan = placed(batch, objective, draft.lm_head.weight.device)
+    if not plan.states:
+        return torch.zeros((), device=draft.lm_head.weight.device)
     observed = observe(target, batch, plan, draft.target_ids, objective.temperature)
     return unrolled_loss(draft, target.embed, batch, plan, observed, objective, told)
 
@@ -43,7 +45,8 @@ def acceptance(draft: Draft, target: Target, batches: list[Batch], objective: Ob
     for batch in batches:
         told: list[torch.Tensor] = []
         forward(draft, target, batch, objective, told)
-        totals += torch.stack(told)
+        if told:
+            totals += torch.stack(told)
     counts = torch.zeros((), device=team.device)
     for batch in batches:
         counts += int(supervised(batch.mask, batch.packing, objective.mask_shift).sum())
@@ -65,6 +68,8 @@ def gradient_norms(
     norms = {}
     for name, alone in objective.weights.terms().items():
         for batch in batches:
-            (forward(draft, target, batch, replace(objective, weights=alone)) / count).backward()
+            loss = forward(draft, target, batch, replace(objective, weights=alone))
+            if loss.requires_grad:
+                (loss / count).backward()
         norms[name] = optimizer.gradient_norm(team)
     return norms

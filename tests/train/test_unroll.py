@@ -154,6 +154,13 @@ def test_a_shifted_mask_supervises_what_follows_the_tokens_to_learn(draft, targe
     torch.testing.assert_close(shifted, forward(draft, target, packed([(ids, moved)]), OBJECTIVE))
 
 
+def test_a_batch_with_nothing_to_learn_costs_nothing(draft, target):
+    rows = rows_of((9, 5), ((0, 2), (0, 0)))  # the third token is the first that a draft predicts
+    told = []
+    assert forward(draft, target, packed(rows), OBJECTIVE, told).item() == 0
+    assert not told
+
+
 def test_terms_of_the_steps_add_up_to_the_loss(draft, target):
     told = []
     loss = forward(draft, target, packed(rows_of()), OBJECTIVE, told)
