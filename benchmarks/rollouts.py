@@ -31,6 +31,7 @@ ROLLOUTS = ("teacher_forced", "on_policy")
 def one(ablation: str, rollout: str, seed: int) -> None:
     """Trains and evaluates one draft, in this process."""
     from specforge.config.steps import Evaluate, Train
+    from specforge.fingerprint import code_version
     from specforge.steps.evaluate import evaluate
     from specforge.steps.run_training import run_training
 
@@ -40,13 +41,13 @@ def one(ablation: str, rollout: str, seed: int) -> None:
         target=TARGET, cache=str(DATA / "synthetic_cache.arrow"), vocab=str(DATA / "synthetic_vocab.safetensors"),
         cache_summary=str(DATA / "synthetic_cache.json"), ablation=ablation, lr=LR, weights=ABLATIONS[ablation],
         settings=settings.recipe(), placement=settings.placement(), layers=[0, 1, 2], epochs=EPOCHS,
-        wandb={"project": None}, code="", draft=str(folder / "draft/model.safetensors"),
+        wandb={"project": None}, code=code_version("run_training"), draft=str(folder / "draft/model.safetensors"),
         metrics=str(folder / "metrics.jsonl"), manifest=str(folder / "manifest.json"),
         card=str(folder / "draft/README.md"), regenerated=True, work=str(folder / ".work"), threads=1,
     )  # fmt: skip
     evaluate(
         target=TARGET, draft=str(folder / "draft/model.safetensors"), prompts="datasets/synthetic_test.jsonl",
-        settings=Evaluate().recipe(), chat_template=None, ablation=ablation, lr=LR, code="",
+        settings=Evaluate().recipe(), chat_template=None, ablation=ablation, lr=LR, code=code_version("evaluate"),
         output=str(folder / "eval.json"), work=str(folder / ".eval"), threads=1,
     )  # fmt: skip
 

@@ -13,6 +13,9 @@ NOT_FOLLOWED = (
     "specforge/config/",
     "specforge/cloud/",
     "specforge/card/",
+    "specforge/log.py",
+    "specforge/train/cost.py",
+    "specforge/train/tracking.py",
     "specforge/progress.py",
     "specforge/provenance.py",
 )

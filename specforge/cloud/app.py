@@ -21,18 +21,19 @@ VOLUMES = {
     f"{HOME}/datasets": modal.Volume.from_name("specforge-datasets", create_if_missing=True),
     f"{HOME}/checkpoints": modal.Volume.from_name("specforge-checkpoints", create_if_missing=True),
 }
+OURS = {"ignore": ["**/*.pyc"]}  # the default would leave templates behind
 HUGGINGFACE = modal.Secret.from_name("huggingface-secret")
 WANDB = modal.Secret.from_name("wandb-secret")
 
 _python = modal.Image.debian_slim(python_version="3.11")
 LIGHT = _python.uv_pip_install("datasets>=4.0,<6", "huggingface-hub", "pydantic>=2.10,<3").add_local_python_source(
-    "specforge"
+    "specforge", **OURS
 )
 TRAINING = _python.uv_pip_install(
-    "datasets>=4.0,<6", "numpy>=2.0,<3", "pydantic>=2.10,<3", "safetensors>=0.5,<1", "torch>=2.9,<3",
-    "transformers>=5.18,<6", "wandb>=0.19,<1",
-).add_local_python_source("specforge")  # fmt: skip
-SERVING = modal.Image.from_registry("lmsysorg/sglang:v0.5.9").add_local_python_source("specforge")
+    "datasets>=4.0,<6", "jinja2>=3.1,<4", "numpy>=2.0,<3", "pydantic>=2.10,<3", "pyyaml>=6,<7",
+    "safetensors>=0.5,<1", "torch>=2.9,<3", "transformers>=5.18,<6", "wandb>=0.19,<1",
+).add_local_python_source("specforge", **OURS)  # fmt: skip
+SERVING = modal.Image.from_registry("lmsysorg/sglang:v0.5.9").add_local_python_source("specforge", **OURS)
 
 
 def _home() -> None:

@@ -125,6 +125,14 @@ class Draft(nn.Module):
         self.register_buffer("d2t", d2t)
         self.register_buffer("t2d", t2d)
 
+    def _apply(self, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> "Draft":
+        """Moves and casts; but frequencies in bf16 would be a whole turn off within 2048 positions."""
+        frequencies = {name: buffer for name, buffer in self.rotary.named_buffers()}
+        super()._apply(convert, recurse)
+        for name, buffer in frequencies.items():
+            self.rotary._buffers[name] = buffer.to(self.lm_head.weight.device)
+        return self
+
     @property
     def target_ids(self) -> Tensor:
         """Target id of each draft id, int64 [Vd]."""

@@ -75,5 +75,5 @@ def _receipt(run: dict, settings: dict, inputs: dict, trained: dict, draft: Path
 
 def _card(receipt: dict, facts: dict, target: str, metrics: Path, described: dict) -> str:
     config = read_json(Path(described["folder"]) / "config.json")
-    final = ([{}, *read_jsonl(metrics)])[-1]
+    final = ([{}, *(line for line in read_jsonl(metrics) if "ce" in line)])[-1]
     return model_card(receipt, config, facts, target, final=final, **described)

@@ -57,6 +57,16 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def check_head(config: Any) -> None:
+    """Raises UserError for a target that changes its logits after the head, which the teacher would miss."""
+    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise UserError(
+                f"target_model: this target's {name} is {getattr(config, name)}, which changes its logits after the "
+                "head; such targets are not supported yet, choose another."
+            )
+
+
 def aux_layers(num_layers: int, chosen: tuple[int, ...] | None) -> tuple[int, int, int]:
     """The three target layers (0-based) whose outputs the draft reads: the EAGLE-3 rule 1, N/2-1, N-4 or `chosen`.
 
@@ -89,7 +99,8 @@ class Target:
             self.embed = nn.Embedding.from_pretrained(whole)
         self.head = model.get_output_embeddings()
         self.vocab_size = model.config.get_text_config().vocab_size
-        ends = model.generation_config.eos_token_id
+        ends = getattr(model.generation_config, "eos_token_id", None)
+        ends = model.config.get_text_config().eos_token_id if ends is None else ends
         self.end_ids = torch.tensor([] if ends is None else ends, dtype=torch.int64).flatten()
         self._seen: dict[int, Tensor] = {}
         for layer in layers:

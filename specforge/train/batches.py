@@ -72,10 +72,15 @@ def micro_batches(batch: Sequence[int], lengths: Sequence[int], max_tokens: int)
     return pieces
 
 
-def held_out(count: int, wanted: int, seed: int) -> list[int]:
-    """Indices of sequences kept from training to measure on: `wanted`, at most a tenth of all."""
-    wanted = min(wanted, count // 10)
-    return sorted(np.random.default_rng((seed, 1 << 32)).permutation(count)[:wanted].tolist())
+def held_out(names: Sequence[str], wanted: int, seed: int) -> list[int]:
+    """Indices of sequences kept from training to measure on: those of `wanted` conversations, at most a tenth of all.
+
+    `names` are the sequences' conversations; one that was split into several sequences is kept whole.
+    """
+    distinct = list(dict.fromkeys(names))
+    order = np.random.default_rng((seed, 1 << 32)).permutation(len(distinct))
+    kept = {distinct[index] for index in order[: min(wanted, len(distinct) // 10)]}
+    return [index for index, name in enumerate(names) if name in kept]
 
 
 def read_cache(path: Path) -> "Dataset":

@@ -9,12 +9,12 @@ ENOUGH = 16384  # tokens; more at once is no faster
 SHARE = 0.7  # of the free memory, for what grows with the tokens
 
 
-def fitting_tokens(config: LlamaConfig, settings: Train, device: torch.device) -> int:
-    """Tokens of a micro-batch. On a CPU, ENOUGH."""
+def fitting_tokens(config: LlamaConfig, settings: Train, device: torch.device, reserved: int) -> int:
+    """Tokens of a micro-batch, when `reserved` bytes are still to be taken for good. On a CPU, ENOUGH."""
     if device.type != "cuda":
         return ENOUGH
     free, _ = torch.cuda.mem_get_info(device)
-    return max(1, min(ENOUGH, int(SHARE * free / bytes_a_token(config, settings))))
+    return max(1, min(ENOUGH, int(SHARE * (free - reserved) / bytes_a_token(config, settings))))
 
 
 def bytes_a_token(config: LlamaConfig, settings: Train) -> int:

@@ -21,7 +21,7 @@ from specforge.train.losses import FIGURES
 from specforge.train.measure import placed
 from specforge.train.optim import MasterAdamW
 from specforge.train.parallel import Team
-from specforge.train.rollout import on_policy, rollout_loss, teacher_forced
+from specforge.train.rollout import Draws, on_policy, rollout_loss, teacher_forced
 from specforge.train.unroll import Objective, Observed, Plan, observe, unrolled_loss
 
 log = logging.getLogger("specforge")
@@ -49,8 +49,9 @@ class Gradients:
     micro_tokens: int = field(init=False)
 
     def __post_init__(self):
-        device = self.team.device
-        self.micro_tokens = self.settings.micro_tokens or fitting_tokens(self.draft.config, self.settings, device)
+        device, moments = self.team.device, 8 * len(self.optimizer.master)
+        fitting = fitting_tokens(self.draft.config, self.settings, device, moments)
+        self.micro_tokens = self.settings.micro_tokens or self.team.least(fitting)
 
     def add(self, rows: dict[str, Any], step: int, count: float, logged: bool) -> Sums:
         """Of the whole batch `rows`, divided by `count`. FIGURES only where `logged`, else zero.
@@ -76,10 +77,10 @@ class Gradients:
     def _add(self, rows: dict[str, Any], step: int, count: float, logged: bool) -> Sums:
         device = self.team.device
         sums = Sums(torch.zeros((), device=device), torch.zeros(self.objective.ttt_length, len(FIGURES), device=device))
-        for number, (batch, plan, observed, squares) in enumerate(self._observed(rows, logged)):
+        for batch, plan, observed, squares, draws in self._observed(rows, logged, step):
             told: list[Tensor] | None = [] if logged else None
-            loss = self._loss(batch, plan, observed, (step, self.team.rank, number), told)
-            (loss / count).backward()
+            loss = self._loss(batch, plan, observed, draws, told)
+            loss.backward()  # a sum; the optimizer divides
             sums.loss += loss.detach() / count
             if told:
                 sums.told += torch.stack(told)
@@ -87,8 +88,11 @@ class Gradients:
             sums.flops += draft_flops(self.draft.config, self.target.vocab_size, work, self.objective.ttt_length)
         return sums
 
-    def _observed(self, rows: dict[str, Any], logged: bool) -> Iterator[tuple[Batch, Plan, Observed | None, int]]:
-        """This process's micro-batches on its device, with what the target says of each, where a loss needs it.
+    def _observed(
+        self, rows: dict[str, Any], logged: bool, step: int
+    ) -> Iterator[tuple[Batch, Plan, Observed | None, int, Draws | None]]:
+        """This process's micro-batches on its device, with what the target says of each, where a loss needs it; the
+        lengths squared and summed; what a rollout draws.
 
         Where the target is spread over the team, all of it takes part in every member's passes.
         """
@@ -105,9 +109,17 @@ class Gradients:
                 if logged or self._forced.terms():
                     observed = observe(self.target, batch, plan, self.draft.target_ids, self.objective.temperature)
                 if rank == self.team.rank:
-                    mine = batch, plan, observed, int(piece.packing.starts.diff().long().square().sum())
+                    squares = int(piece.packing.starts.diff().long().square().sum())
+                    mine = batch, plan, observed, squares, self._draws(piece, step)
             if mine:
                 yield mine
+
+    def _draws(self, piece: Batch, step: int) -> Draws | None:
+        objective, settings = self.objective, self.settings
+        if settings.rollout != "on_policy" or not on_policy(objective.weights).terms():
+            return None
+        plan = Plan.of(piece, objective.ttt_length, objective.mask_shift)
+        return Draws.of(piece, plan, settings.rollout_share, digest(settings.seed, step)).to(self.team.device)
 
     def _pieces(self, rows: dict[str, Any], rank: int) -> list[Batch]:
         """The micro-batches of process `rank`."""
@@ -121,17 +133,15 @@ class Gradients:
         return teacher_forced(weights) if self.settings.rollout == "on_policy" else weights
 
     def _loss(
-        self, batch: Batch, plan: Plan, observed: Observed | None, draw: tuple[int, ...], told: list[Tensor] | None
+        self, batch: Batch, plan: Plan, observed: Observed | None, draws: Draws | None, told: list[Tensor] | None
     ) -> Tensor:
-        """The weighted loss of a micro-batch, a sum. `draw` names the random draws of a rollout."""
-        objective, settings = self.objective, self.settings
+        """The weighted loss of a micro-batch, a sum."""
+        objective = self.objective
         loss = torch.zeros((), device=self.team.device)
         if observed is not None:
             forced = replace(objective, weights=self._forced)
             with torch.set_grad_enabled(bool(self._forced.terms())):
                 loss = unrolled_loss(self.draft, self.target.embed, batch, plan, observed, forced, told)
-        if settings.rollout == "on_policy" and on_policy(objective.weights).terms():
-            generator = torch.Generator().manual_seed(int(digest(settings.seed, draw), 16) >> 1)
-            share = settings.rollout_share
-            loss = loss + rollout_loss(self.draft, self.target, batch, plan, objective, share, generator)
+        if draws is not None:
+            loss = loss + rollout_loss(self.draft, self.target, batch, draws, objective)
         return loss

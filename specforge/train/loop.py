@@ -1,6 +1,7 @@
 """The loop: step after step from wherever the last run stopped, bit for bit the same on the CPU."""
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,11 @@ def planned_steps(sequences: int, settings: Train, epochs: int) -> int:
     return min(steps, settings.max_steps or steps)
 
 
+def best_name(step: int | None) -> str:
+    """Folder of the draft that was the best after `step`."""
+    return f"best-{step}"
+
+
 class Trainer:
     """One draft, one objective, one rate; on every process of a team."""
 
@@ -57,7 +63,7 @@ class Trainer:
         self.optimizer = MasterAdamW(draft, settings.betas, settings.weight_decay, self.team)
         self.device = draft.lm_head.weight.device
         lengths = pc.list_value_length(cache.data.column("input_ids")).to_numpy()
-        self.held = held_out(len(cache), settings.held_out, settings.seed)
+        self.held = held_out(cache.data.column("id").to_pylist(), settings.held_out, settings.seed)
         self.rows = np.delete(np.arange(len(cache)), self.held).tolist()  # of the cache, that are trained on
         self.lengths = lengths[self.rows].tolist()
         self.gradients = Gradients(draft, target, objective, settings, self.optimizer, self.team)
@@ -101,6 +107,9 @@ class Trainer:
 
     def _load(self, resume: ResumeFolder) -> int:
         state = resume.load()
+        step = state.step if state else 0
+        if self.team.sum(torch.tensor(step, device=self.device)).item() != step * self.team.size:
+            raise UserError(f"{resume.folder}: the processes found different states; remove the newest and run again.")
         if state is None:
             return 0
         self.optimizer.load(state.tensors)
@@ -112,6 +121,9 @@ class Trainer:
         if self.team.leads:
             facts = {"tokens": self.tokens, "seconds": self.seconds, "best": self.best}
             resume.save(State(step, tensors, facts))
+            for other in resume.folder.glob("best-*"):  # only now: the state before may have named it
+                if other.name != best_name(self.best["step"]):
+                    shutil.rmtree(other)
 
     def _step(self, rows: dict, step: int, lr: float, asked: Event) -> tuple[dict, bool]:
         """One optimizer step; its metrics, with every term's when the step is to be logged; whether to stop."""
@@ -123,7 +135,7 @@ class Trainer:
         loss = signals[0].item()
         if not np.isfinite(loss):
             raise UserError(self._blame(rows, step, f"the {self._broken_term(rows)} is {loss}"))
-        norm = self.optimizer.step(lr, self.settings.grad_clip).item()
+        norm = self.optimizer.step(lr, self.settings.grad_clip, count).item()
         if not np.isfinite(norm):
             raise UserError(self._blame(rows, step, f"the gradient's norm is {norm}"))
         tokens = sum(map(len, rows["input_ids"]))
@@ -161,7 +173,7 @@ class Trainer:
         if measured["accept_length"] > self.best["accept_length"]:
             self.best = {"step": step, "accept_length": measured["accept_length"]}
             if self.team.leads:
-                save_draft(folder / "best", self.draft, getattr(torch, self.settings.dtype))
+                save_draft(folder / best_name(step), self.draft, getattr(torch, self.settings.dtype))
         return {"held_out": measured, "grad_norm_by_term": norms}
 
     @torch.no_grad()
@@ -171,6 +183,8 @@ class Trainer:
             one = pack_rows(rows, [at])
             told: list[Tensor] = []
             forward(self.draft, self.target, one, self.objective, told)
+            if not told:
+                continue
             for name, values in step_means(told, 1.0).items():
                 if not np.isfinite(values).all():
                     return f"term {name} (conversation {one.names[0]})"

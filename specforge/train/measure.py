@@ -70,6 +70,6 @@ def gradient_norms(
         for batch in batches:
             loss = forward(draft, target, batch, replace(objective, weights=alone))
             if loss.requires_grad:
-                (loss / count).backward()
-        norms[name] = optimizer.gradient_norm(team)
+                loss.backward()
+        norms[name] = optimizer.gradient_norm(team, count)
     return norms

@@ -22,8 +22,8 @@ class MasterAdamW:
     """AdamW whose weights are fp32 whatever the module computes in: small updates are not rounded away in bf16.
 
     The module's parameters become views of one flat tensor, and each backward adds its gradients to a flat fp32 one,
-    so that micro-batches add up exactly. Of masters and moments each process keeps its share (Rajbhandari et al.
-    2020, ZeRO stage 1): gradients are reduce-scattered, new weights gathered.
+    so that micro-batches add up without further rounding. Of masters and moments each process keeps its share
+    (Rajbhandari et al. 2020, ZeRO stage 1): gradients are reduce-scattered, new weights gathered.
     """
 
     def __init__(self, module: nn.Module, betas: tuple[float, float], weight_decay: float, team: Team | None = None):
@@ -49,9 +49,12 @@ class MasterAdamW:
         parts = flat[: sum(self.sizes)].split(self.sizes)
         return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
 
-    def step(self, lr: float, grad_clip: float) -> Tensor:
-        """Sums the gradients of all processes, clips their norm, updates; returns the norm unclipped."""
-        gradient = self.team.reduce_scatter(self.gradients)
+    def step(self, lr: float, grad_clip: float, count: float = 1.0) -> Tensor:
+        """Sums the gradients of all processes over `count`, clips their norm, updates; returns the norm unclipped.
+
+        Dividing here, in fp32, rounds nothing that a bf16 backward of a loss already divided would.
+        """
+        gradient = self.team.reduce_scatter(self.gradients).div_(count)
         norm = self.team.sum(gradient.square().sum()).sqrt()
         gradient.mul_((grad_clip / (norm + 1e-6)).clamp_max(1.0))
         self.master.grad = gradient
@@ -69,19 +72,21 @@ class MasterAdamW:
     def drop_gradients(self) -> None:
         self.gradients.zero_()
 
-    def gradient_norm(self, team: Team) -> float:
-        """Of the gradients of all of `team` together; drops them."""
-        norm = float(team.sum(self.gradients).norm())
+    def gradient_norm(self, team: Team, count: float) -> float:
+        """Of the gradients of all of `team` together, over `count`; drops them."""
+        norm = float(team.sum(self.gradients).norm()) / count
         self.gradients.zero_()
         return norm
 
     def state(self) -> dict[str, Tensor]:
-        """Masters and moments by parameter, whole, whatever the number of processes; all of them must ask."""
+        """Masters and moments by parameter, whole, on the first process; all must ask."""
         slots = {"master": self.master.detach()} | {name: self._slot(name) for name in SLOTS}
         tensors = {"step": torch.as_tensor(self.adamw.state[self.master].get("step", 0.0)).float().cpu()}
         for slot, share in slots.items():
-            whole = self.team.all_gather(share).cpu()
-            tensors |= {f"{slot}.{name}": x for name, x in zip(self.names, self._views(whole), strict=True)}
+            whole = self.team.all_gather(share)
+            if self.team.leads:
+                named = zip(self.names, self._views(whole.cpu()), strict=True)
+                tensors |= {f"{slot}.{name}": x for name, x in named}
         return tensors
 
     def _slot(self, name: str) -> Tensor:

@@ -33,6 +33,14 @@ class Team:
             dist.all_reduce(value)
         return value
 
+    def least(self, value: int) -> int:
+        """The smallest of all processes' values."""
+        if self.size == 1:
+            return value
+        values = torch.tensor(value, device=self.device)
+        dist.all_reduce(values, dist.ReduceOp.MIN)
+        return int(values)
+
     def share(self, flat: Tensor) -> Tensor:
         """This process's equal part of a flat tensor whose length is a multiple of `size`; a view."""
         return flat.view(self.size, -1)[self.rank]
@@ -67,7 +75,5 @@ def team() -> Iterator[Team]:
     if gpu:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if gpu else "gloo", device_id=device if gpu else None)
-    try:
-        yield Team(dist.get_rank(), dist.get_world_size(), device)
-    finally:
-        dist.destroy_process_group()
+    yield Team(dist.get_rank(), dist.get_world_size(), device)
+    dist.destroy_process_group()  # not after an error: it could wait for processes that are in a collective

@@ -34,5 +34,5 @@ def die_with_parent() -> None:
     set_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(set_death_signal, signal.SIGKILL)
-    if parent == 1 or os.getppid() != parent:
+    if os.getppid() != parent:
         sys.exit("the parent process is gone")

@@ -63,7 +63,7 @@ class ResumeFolder:
                 with safe_open(path, "pt") as file:
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                     words = file.metadata()
-            except SafetensorError:
+            except (SafetensorError, FileNotFoundError):
                 path.unlink(missing_ok=True)
                 continue
             self._check(path, json.loads(words["recipe"]))

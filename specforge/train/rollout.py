@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from specforge.files import digest
 from specforge.model.draft import Draft
 from specforge.model.flash import Places
 from specforge.target.model import Target
 from specforge.train.batches import Batch
 from specforge.train.head import distillation_loss
-from specforge.train.losses import LossWeights, Teacher
+from specforge.train.losses import LossWeights, Teacher, wide
 from specforge.train.unroll import Objective, Plan, teach, unroll
 
 ON_POLICY = ("lambda_rkl", "beta_hinge")
@@ -35,9 +36,41 @@ def teacher_forced(weights: LossWeights) -> LossWeights:
 
 
 @dataclass(frozen=True)
+class Draws:
+    """All that is random in a rollout of A anchors: `anchors` int64 [A], places in the batch, ascending; `uniform`
+    fp64 [A, K-1], what their samples are drawn with; `worth` fp64 [A], how many supervised places each stands for.
+
+    Each sequence has its own, named by itself and the seed, so that neither packing nor processes change them.
+    """
+
+    anchors: Tensor
+    uniform: Tensor
+    worth: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, plan: Plan, share: float, seed: str) -> "Draws":
+        """A random `share` of each sequence's places whose first prediction is supervised, at least one; on the CPU."""
+        places = plan.places.index[plan.drafted[0]]
+        sequence, lengths = batch.packing.sequence[places], batch.packing.starts.diff().tolist()
+        parts = []
+        for number in sequence.unique().tolist():
+            mine = places[sequence == number]
+            name = digest(seed, batch.names[number], lengths[number])
+            generator = torch.Generator().manual_seed(int(name, 16) >> 1)
+            count = max(1, round(share * len(mine)))
+            anchors = mine[torch.randperm(len(mine), generator=generator)[:count]].sort().values
+            uniform = torch.rand(count, len(plan.drafted) - 1, generator=generator, dtype=torch.float64)
+            parts.append((anchors, uniform, torch.full((count,), len(mine) / count, dtype=torch.float64)))
+        return cls(*map(torch.cat, zip(*parts, strict=True)))
+
+    def to(self, device: torch.device) -> "Draws":
+        return Draws(*(x.to(device) for x in (self.anchors, self.uniform, self.worth)))
+
+
+@dataclass(frozen=True)
 class Branches:
-    """Sampled continuations of A anchors: `anchors` int64 [A], places in the batch, ascending; `tokens` int64
-    [A, K-1], target ids, the i-th sampled from the draft's state i; `alive` bool [A, K], states before an end token.
+    """Sampled continuations of A anchors: `tokens` int64 [A, K-1], target ids, the i-th sampled from the draft's state
+    i; `alive` bool [A, K], states before an end token.
     """
 
     anchors: Tensor
@@ -45,12 +78,12 @@ class Branches:
     alive: Tensor
 
 
-def choose_anchors(plan: Plan, share: float, generator: torch.Generator) -> Tensor:
-    """A random `share` of the places whose first prediction is supervised, at least one; int64 [A], ascending."""
-    places = plan.places.index[plan.drafted[0]]
-    count = max(1, round(share * len(places)))
-    order = torch.randperm(len(places), generator=generator)[:count].to(places.device)
-    return places[order].sort().values
+@torch.no_grad()
+def sample(draft: Draft, state: Tensor, temperature: float, uniform: Tensor) -> Tensor:
+    """A target id from q at each state [A, H], where the cumulative distribution passes `uniform` [A]; int64 [A]."""
+    cumulative = torch.softmax(wide(draft.logits(state)) / temperature, -1).cumsum(-1)
+    drawn = torch.searchsorted(cumulative, uniform[:, None].to(cumulative.dtype) * cumulative[:, -1:])
+    return draft.target_ids[drawn[:, 0].clamp_max(cumulative.shape[1] - 1)]
 
 
 @torch.no_grad()
@@ -70,32 +103,18 @@ def score(target: Target, batch: Batch, branches: Branches, cache: DynamicCache)
     return final.unflatten(0, (count, steps))
 
 
-def rollout_loss(
-    draft: Draft,
-    target: Target,
-    batch: Batch,
-    plan: Plan,
-    objective: Objective,
-    share: float,
-    generator: torch.Generator,
-) -> Tensor:
-    """Sum over the batch's supervised tokens of the decayed on-policy terms, estimated from `share` of them as anchors.
-
-    `generator` is a CPU generator: it picks the anchors and seeds the samples.
-    """
-    steps, target_ids, temperature = objective.ttt_length, draft.target_ids, objective.temperature
+def rollout_loss(draft: Draft, target: Target, batch: Batch, draws: Draws, objective: Objective) -> Tensor:
+    """Sum over the batch's supervised tokens of the decayed on-policy terms, estimated from the anchors of `draws`."""
+    steps, temperature, anchors = objective.ttt_length, objective.temperature, draws.anchors
     cache = DynamicCache()
     with torch.no_grad():
         features, final = target.packed(batch.ids, batch.packing, cache)
-    anchors = choose_anchors(plan, share, generator)
-    draws = torch.Generator(anchors.device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
     tokens: list[Tensor] = []
 
     def embedding_at(step: int, state: Tensor | None) -> Tensor:
         if step == 0:
             return target.embed(F.pad(batch.ids, (0, 1))[1:])
-        q = torch.softmax(draft.logits(state.detach()).float() / temperature, -1)
-        tokens.append(target_ids[torch.multinomial(q, 1, generator=draws)[:, 0]])
+        tokens.append(sample(draft, state, temperature, draws.uniform[:, step - 1]))
         return target.embed(tokens[-1])
 
     states = list(unroll(draft, features, Places(anchors, batch.packing), embedding_at, steps))
@@ -103,11 +122,10 @@ def rollout_loss(
     seen = final.index_select(0, anchors + 1)[:, None]
     if tokens:
         seen = torch.cat((seen, score(target, batch, branches, cache)), 1)
-    teacher: Teacher = teach(target, seen.flatten(0, 1), target_ids, temperature)
+    teacher: Teacher = teach(target, seen.flatten(0, 1), draft.target_ids, temperature)
     rows = branches.alive.flatten().nonzero()[:, 0]
     decay = objective.decay ** torch.arange(steps, device=rows.device)
-    worth = len(plan.drafted[0]) / len(anchors)
-    scale = teacher.log_norm.new_tensor(worth) * decay.repeat(len(anchors))[rows].to(teacher.log_norm.dtype)
+    scale = (draws.worth[:, None] * decay).flatten()[rows].to(teacher.log_norm.dtype)
     normed = draft.norm(torch.stack(states, 1).flatten(0, 1).index_select(0, rows))
     return distillation_loss(normed, draft.lm_head.weight, teacher, rows, scale, on_policy(objective.weights))
 

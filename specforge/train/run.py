@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,19 @@ from specforge.log import log_to
 from specforge.model.draft import Draft
 from specforge.model.files import draft_config, save_draft
 from specforge.model.vocab import load_vocab
-from specforge.target.model import Target, TargetFile, aux_layers
+from specforge.target.model import Target, TargetFile, aux_layers, check_head
+from specforge.target.packed import ORDINARY, is_ordinary
 from specforge.train.batches import read_cache
-from specforge.train.loop import Trainer
+from specforge.train.loop import Trainer, best_name
 from specforge.train.losses import LossWeights
 from specforge.train.parallel import Team, team
-from specforge.train.preempt import Preempted, die_with_parent
+from specforge.train.preempt import Preempted, die_with_parent, sigterm_flag
 from specforge.train.resume import ResumeFolder
 from specforge.train.tracking import wandb_report
 from specforge.train.unroll import Objective
 
 log = logging.getLogger("specforge")
+SAVE_SECONDS = 300  # that processes have to save and end after SIGTERM
 FAILED = 78  # exit status of a process that ended with a sentence
 TORCHRUN = (
     "from specforge.train.preempt import die_with_parent as d; d(); from torch.distributed.run import main; main()"
@@ -41,7 +44,7 @@ TORCHRUN = (
 def train_draft(request: dict[str, Any]) -> None:
     """Trains and leaves draft/, metrics.jsonl and facts.json in `request["folder"]`, where its states are too.
 
-    Keys: `folder`, `target` (a target.json), `cache`, `vocab`, `lr`, `recipe` (all that decides the result: weights,
+    Keys: `folder`, `target` (a target.json), `cache`, `vocab`, `recipe` (all that decides the result: weights, lr,
     settings, layers, epochs, inputs), `placement`, `label`, `wandb`, `threads`.
     """
     torch.set_num_threads(request["threads"])
@@ -67,7 +70,7 @@ def _leave(trainer: Trainer, folder: Path, options: Train, steps: int) -> None:
     save_draft(folder / "draft", trainer.draft, getattr(torch, options.dtype))
     if options.publish == "best" and trainer.best["step"]:
         for name in ("config.json", "model.safetensors"):
-            publish(folder / "best" / name, folder / "draft" / name)
+            publish(folder / best_name(trainer.best["step"]) / name, folder / "draft" / name)
     facts = {
         "steps": steps,
         "tokens": trainer.tokens,
@@ -84,6 +87,7 @@ def build_trainer(request: dict[str, Any], options: Train, crew: Team) -> Traine
     recipe, source = request["recipe"], TargetFile.read(request["target"])
     dtype = getattr(torch, options.dtype)
     config = source.config().get_text_config()
+    check_head(config)
     layers = aux_layers(config.num_hidden_layers, tuple(recipe["layers"]) if recipe["layers"] else None)
     d2t, t2d = load_vocab(Path(request["vocab"]), config.vocab_size)
     target = Target(source.load(dtype, crew.device, options.target_tp), layers)
@@ -92,6 +96,11 @@ def build_trainer(request: dict[str, Any], options: Train, crew: Team) -> Traine
     if options.init_head_from_target:
         draft.copy_head(target.head_rows(draft.target_ids), target.decoder.norm.weight)
     draft.to(device=crew.device, dtype=dtype)
+    if options.rollout == "on_policy" and not is_ordinary(target.model.config.get_text_config()):
+        raise UserError(
+            f"train.rollout: on_policy needs a target of ordinary attention ({', '.join(sorted(ORDINARY))}, without "
+            f"windows), and {source.model} is none; set it to teacher_forced."
+        )
     objective = Objective(
         LossWeights(**recipe["weights"]), options.ttt_length, options.loss_decay, options.opd_temperature,
         options.mask_shift,
@@ -111,26 +120,36 @@ def train_on(processes: int, request: dict[str, Any]) -> None:
     if processes == 1:
         train_draft(request)
         return
+    told, preempted = file.with_name("error.json"), file.with_name("preempted")
+    for left in (told, preempted):
+        left.unlink(missing_ok=True)
     command = [sys.executable, "-c", TORCHRUN, "--standalone", f"--nproc_per_node={processes}"]
     command += ["-m", "specforge.train.run", str(file), *_log_files()]
-    child = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": str(request["threads"])})
-    before = signal.signal(signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM))
-    try:
-        status = child.wait()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        if child.poll() is None:
+    env = {"OMP_NUM_THREADS": str(request["threads"]), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVE_SECONDS)}
+    with sigterm_flag() as asked:
+        child = subprocess.Popen(command, env=os.environ | env)
+        try:
+            status = _wait(child, asked)
+        finally:
             child.kill()
-    told = file.with_name("error.json")
-    if told.is_file():
-        error = read_json(told)["error"]
-        told.unlink()
-        raise UserError(error)
-    if file.with_name("preempted").is_file():
-        file.with_name("preempted").unlink()
+    if status and told.is_file():
+        raise UserError(read_json(told)["error"])
+    if status and (asked.is_set() or preempted.is_file()):
         raise Preempted(143)
     if status:
         raise RuntimeError(f"{processes} training processes ended with status {status}; their words are above")
+
+
+def _wait(child: subprocess.Popen, asked: threading.Event) -> int:
+    """The child's exit status; SIGTERM is handed on to it, once."""
+    told = False
+    while True:
+        try:
+            return child.wait(0.2)
+        except subprocess.TimeoutExpired:
+            if asked.is_set() and not told:
+                child.send_signal(signal.SIGTERM)
+                told = True
 
 
 def main(request_file: str, log_file: str = os.devnull) -> None:

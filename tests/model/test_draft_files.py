@@ -204,3 +204,13 @@ def test_the_layer_rule_and_its_limits():
         aux_layers(4, None)
     with pytest.raises(UserError, match="layer 3 is not below the last"):
         aux_layers(4, (0, 1, 3))
+
+
+def test_a_bf16_draft_keeps_its_rotary_frequencies():
+    target = random_target()
+    draft = random_draft(target, torch.arange(0, 40, 2))
+    wanted = draft.rotary.inv_freq.clone()
+    draft.to(torch.bfloat16)
+    assert draft.fc.weight.dtype == torch.bfloat16
+    assert draft.rotary.inv_freq.dtype == torch.float32
+    assert torch.equal(draft.rotary.inv_freq, wanted)

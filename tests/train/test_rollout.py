@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from specforge.train import rollout
 from specforge.train.losses import LossWeights
 from specforge.train.measure import forward
-from specforge.train.rollout import Branches, choose_anchors, on_policy, rollout_loss, score, teacher_forced
+from specforge.train.rollout import Branches, Draws, on_policy, rollout_loss, sample, score, teacher_forced
 from specforge.train.unroll import Objective, Plan
 
 OBJECTIVE = Objective(LossWeights(lambda_rkl=0.7, beta_hinge=0.3), ttt_length=4, decay=0.8, temperature=0.9)
@@ -52,7 +52,7 @@ def test_one_masked_pass_scores_every_drafted_prefix_as_if_alone(target, batch):
 def test_with_every_anchor_and_one_step_it_is_the_teacher_forced_loss(draft, target, batch):
     objective = replace(OBJECTIVE, ttt_length=1)
     plan = Plan.of(batch, 1)
-    loss = rollout_loss(draft, target, batch, plan, objective, 1.0, torch.Generator().manual_seed(0))
+    loss = rollout_loss(draft, target, batch, Draws.of(batch, plan, 1.0, "0"), objective)
     wanted = forward(draft, target, batch, objective)
     torch.testing.assert_close(loss, wanted)
     gradients, expected = (torch.autograd.grad(x, tuple(draft.parameters())) for x in (loss, wanted))
@@ -66,9 +66,10 @@ def test_its_states_are_taught_by_the_target_on_the_drafts_own_words(draft, targ
         rollout, "score", lambda t, b, branches, cache: seen.update(b=branches) or score(t, b, branches, cache)
     )
     plan = plan_of(batch)
-    loss = rollout_loss(draft, target, batch, plan, OBJECTIVE, 0.4, torch.Generator().manual_seed(1))
+    draws = Draws.of(batch, plan, 0.4, "1")
+    loss = rollout_loss(draft, target, batch, draws, OBJECTIVE)
     branches, total = seen["b"], 0.0
-    for anchor, said in zip(branches.anchors.tolist(), branches.tokens, strict=True):
+    for anchor, said, worth in zip(branches.anchors.tolist(), branches.tokens, draws.worth, strict=True):
         start = 0 if anchor < 13 else 13
         text = torch.cat((batch.ids[start : anchor + 2], said))
         # supervise the one token that each state predicts, so that only the anchor's states count
@@ -79,38 +80,48 @@ def test_its_states_are_taught_by_the_target_on_the_drafts_own_words(draft, targ
             alone = replace(OBJECTIVE, ttt_length=step + 1)
             told = forward(draft, target, packed([(prefix, mask)]), alone)
             earlier = forward(draft, target, packed([(prefix, mask)]), replace(alone, ttt_length=step)) if step else 0.0
-            total += told - earlier
-    worth = len(plan.drafted[0]) / len(branches.anchors)
-    torch.testing.assert_close(loss, worth * total, rtol=1e-6, atol=1e-6)
+            total += worth * (told - earlier)
+    torch.testing.assert_close(loss, total, rtol=1e-6, atol=1e-6)
 
 
 def test_states_after_an_end_token_do_not_count(draft, target, batch, monkeypatch):
     monkeypatch.setattr(target, "end_ids", KEPT)  # whatever is sampled ends the answer
-    loss = rollout_loss(draft, target, batch, plan_of(batch), OBJECTIVE, 1.0, torch.Generator().manual_seed(0))
+    loss = rollout_loss(draft, target, batch, Draws.of(batch, plan_of(batch), 1.0, "0"), OBJECTIVE)
     first = forward(draft, target, batch, replace(OBJECTIVE, ttt_length=1))
     torch.testing.assert_close(loss, first)
 
 
-def test_samples_come_from_q_and_repeat_with_the_seed(draft, target, batch, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(
-        rollout, "score", lambda t, b, branches, cache: drawn.append(branches) or score(t, b, branches, cache)
-    )
-    for seed in (3, 3, 4):
-        rollout_loss(draft, target, batch, plan_of(batch), OBJECTIVE, 0.5, torch.Generator().manual_seed(seed))
-    assert torch.equal(drawn[0].tokens, drawn[1].tokens)
-    assert torch.equal(drawn[0].anchors, drawn[1].anchors)
-    assert not torch.equal(drawn[0].tokens, drawn[2].tokens) or not torch.equal(drawn[0].anchors, drawn[2].anchors)
-    assert torch.isin(drawn[0].tokens, KEPT).all()
+def test_draws_are_each_sequences_own_whatever_it_is_packed_with(batch):
+    rows = rows_of()
+    alone = [Draws.of(one, plan_of(one), 0.5, "seed") for one in map(lambda row: packed([row]), rows)]
+    together = Draws.of(batch, plan_of(batch), 0.5, "seed")
+    renamed = packed(rows[1:])
+    renamed = replace(renamed, names=["1"])
+    second = Draws.of(renamed, plan_of(renamed), 0.5, "seed")
+    assert torch.equal(together.anchors, torch.cat((alone[0].anchors, second.anchors + 13)))
+    assert torch.equal(together.uniform, torch.cat((alone[0].uniform, second.uniform)))
+    other = Draws.of(batch, plan_of(batch), 0.5, "another")
+    assert not torch.equal(together.uniform, other.uniform)
+
+
+def test_samples_follow_q(draft):
+    state = torch.randn(1, draft.config.hidden_size, dtype=torch.float64).expand(20_000, -1)
+    uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    drawn = sample(draft, state, 0.9, uniform)
+    with torch.no_grad():
+        q = torch.softmax(draft.logits(state[0]) / 0.9, -1)
+    shares = torch.bincount(drawn, minlength=VOCAB)[KEPT] / len(drawn)
+    torch.testing.assert_close(shares.double(), q, atol=0.015, rtol=0)
 
 
 def test_anchors_are_a_share_of_the_supervised_places(batch):
     plan = plan_of(batch)
     supervised = plan.places.index[plan.drafted[0]]
-    anchors = choose_anchors(plan, 0.5, torch.Generator().manual_seed(0))
-    assert len(anchors) == round(0.5 * len(supervised))
-    assert torch.isin(anchors, supervised).all()
-    assert (anchors.diff() > 0).all()
+    draws = Draws.of(batch, plan, 0.5, "0")
+    assert torch.isin(draws.anchors, supervised).all()
+    assert (draws.anchors.diff() > 0).all()
+    assert draws.worth.sum().item() == pytest.approx(len(supervised))
+    assert len(draws.anchors) == pytest.approx(0.5 * len(supervised), abs=1)
 
 
 def test_terms_are_split_between_the_two_kinds_of_state():

@@ -133,7 +133,7 @@ def test_held_out_sequences_are_measured_and_never_trained_on(data, tmp_path):
         )
         run_training(**arguments(data, tmp_path, held_out=16, validate_every=4, max_steps=12))
     cache = read_cache(data / "cache.arrow")
-    kept = {cache[index]["id"] for index in held_out(len(cache), 16, 0)}
+    kept = {cache[index]["id"] for index in held_out(list(cache["id"]), 16, 0)}
     assert len(kept) == len(cache) // 10
     assert not kept & set(seen)
     rows = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if "held_out" in row]
@@ -243,3 +243,10 @@ def test_sequences_of_a_batch_are_alike_in_length():
     lengths = list(range(1, 65))
     spread = [max(batch) - min(batch) for batch in epoch_batches(lengths, 4, 0, 0)]
     assert max(spread) == 3  # one bucket holds all 64, so every batch is four neighbours
+
+
+def test_a_conversation_in_several_sequences_is_held_out_whole():
+    names = [f"c{number // 3}" for number in range(90)]
+    held = held_out(names, 16, 0)
+    assert len(held) == 9
+    assert not {names[index] for index in held} & {name for index, name in enumerate(names) if index not in held}
