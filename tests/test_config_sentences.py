@@ -82,6 +82,13 @@ def test_null_may_be_written_as_the_command_line_gives_it():
     assert (cfg.sample_size, cfg.ablation_lrs, cfg.output_prefix) == (None, None, None)
 
 
+def test_numbers_and_flags_inside_a_section_may_be_text_as_the_command_line_leaves_them():
+    train = load_config(merged({"train": {"batch_size": "16", "init_head_from_target": "false"}})).train
+    assert (train.batch_size, train.init_head_from_target) == (16, False)
+    with pytest.raises(UserError, match=r"train\.batch_size: '1\.5' should be a valid integer"):
+        load_config(merged({"train": {"batch_size": "1.5"}}))
+
+
 @pytest.mark.parametrize("spelling", ["5e-5", "5.0e-5", 0.00005, "0.00005", "0.5E-4"])
 def test_a_rate_is_one_path_however_it_is_written(spelling: object):
     cfg = load_config(merged({f"{CATALOGUE}.lrs": [spelling], "ablations": "baseline"}))

@@ -39,7 +39,7 @@ def _sentence(problem: dict[str, Any]) -> str:
     if kind == "missing":
         return f"{key}: missing; config.yaml shows what it holds."
     if kind == "value_error":
-        return f"{key}: {problem['ctx']['error']}."
+        return f"{key}: {problem['ctx']['error']}." if path else f"{problem['ctx']['error']}."
     message = problem["msg"].removeprefix("Input ")
     return f"{key}: {given!r} {message}."
 

@@ -1,13 +1,22 @@
 """Settings of one step each, in pipeline order. A section reaches its rule as plain, canonical params."""
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
 from specforge.config.rates import rate_tag
 
-Int = Annotated[int, Strict()]
-Flag = Annotated[bool, Strict()]
+
+def _word(value: object) -> object:
+    """What text stands for: inside a section, --config leaves numbers and true, false and null as text."""
+    if not isinstance(value, str):
+        return value
+    return {"true": True, "false": False}.get(value.lower(), int(value) if re.fullmatch(r"-?\d+", value) else value)
+
+
+Int = Annotated[int, Strict(), BeforeValidator(_word)]
+Flag = Annotated[bool, Strict(), BeforeValidator(_word)]
 Rate = Annotated[str, BeforeValidator(rate_tag)]
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -225,7 +225,8 @@ def _worse_ablations(ranking: Ranking, temperature: str) -> str:
     worse = [name for name, found in marks.items() if found == {"worse"}]
     if not worse or not any("tied" in found for found in marks.values()):
         return ""
-    return f"{join(worse)} {'is' if len(worse) == 1 else 'are'} clearly worse at every rate tried."
+    verb = "is" if len(worse) == 1 else "are"
+    return f"At T={temperature} {join(worse)} {verb} clearly worse at every rate tried."
 
 
 def _elsewhere(ranking: Ranking, temperature: str) -> str:

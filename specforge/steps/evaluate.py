@@ -1,5 +1,6 @@
 """Evaluate one draft by real speculative decoding of held-out prompts against the target."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from specforge.journal import Journal
 from specforge.model.files import aux_layers_of, load_draft
 from specforge.progress import Progress
 from specforge.target.model import Target, TargetFile, default_device
+
+log = logging.getLogger("specforge")
 
 
 class Bench:
@@ -117,13 +120,15 @@ def evaluate(
         "temperatures": {f"{t:g}": _summary(rows, t, options) for t in options.temperatures},
     }
     write_json(Path(output), report)
+    lengths = (f"{s['accept_length']['mean']:.2f} at T={t}" for t, s in report["temperatures"].items())
+    log.info("evaluate %s lr%s: accept length %s", ablation, lr, ", ".join(lengths))
     return report
 
 
 def _decode_all(bench: Bench, prompts: list[Prompt], path: Path, label: str) -> None:
     journal = Journal(path)
     work = [(*numbered, temperature) for temperature in bench.settings.temperatures for numbered in enumerate(prompts)]
-    progress = Progress(label, len(work), "prompts", done=len(journal))
+    progress = Progress(label, len(work), "texts", done=len(journal))
     with journal:
         for number, prompt, temperature in work:
             if _row_id(prompt, temperature) not in journal:

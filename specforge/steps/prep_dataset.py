@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -113,11 +114,14 @@ class Reader:
         count = self.rejected.total()
         if self.kept and count <= max_share * self.read:
             return
+        kept = Path(rejected).with_name(f".{Path(rejected).name}")  # Snakemake deletes a failed job's outputs
+        shutil.copyfile(rejected, kept)
         limit = f"more than prepare.max_rejected_share, {max_share:g}" if self.kept else "so none is left"
+        way_out = ", or raise that share" if self.kept else ""
         reasons = ", ".join(f"{reason} {n}" for reason, n in self.rejected.most_common(5))
         raise UserError(
             f"dataset {dataset!r}: {count} of {self.read} rows are unusable ({reasons}; first, "
-            f"{self.first_rejection}), {limit}; mend the rows listed in {rejected}, or raise that share."
+            f"{self.first_rejection}), {limit}; mend the rows listed in {kept}{way_out}."
         )
 
     def _accept(self, row: RawRow) -> dict:

@@ -2,6 +2,7 @@
 
 import csv as csv_module
 import io
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from specforge.report.page import Cache, Experiment, Manifest, Prep, Regeneratio
 from specforge.report.rank import Evaluation, Ranked, Ranking, RunName, Scores, Standing, conclusion, rank
 
 FIGURES = ("accept_length_by_rate", "accept_rate_by_position", "training_curves", "ranking")
+log = logging.getLogger("specforge")
 COMPARABLE = ("target", "num_draft_tokens", "max_new_tokens", "dtype", "seed", "num_prompts")
 WEIGHTS = ("lambda_ce", "lambda_rkl", "beta_hinge", "lambda_tv", "lambda_lk_alpha", "lambda_lk_lambda")
 
@@ -60,6 +62,7 @@ def report(
         write_text(Path(path), drawn[name])
     write_text(Path(csv), _table(ranking, trained))
     write_text(Path(html), render(experiment, drawn))
+    log.info("%s The page: %s", conclusion(ranking)[0], html)
     return {"conclusion": conclusion(ranking), "ranking": [str(row.run) for row in ranking.rows]}
 
 

@@ -132,7 +132,7 @@ def test_conclusion_names_ties_worse_ablations_and_open_grids():
     )
     assert "has the longest accepted drafts at T=0" in text[0]
     assert text[0].endswith("cannot be told apart from it on these 48 prompts.")
-    assert "rkl-only is clearly worse at every rate tried." in text
+    assert "At T=0 rkl-only is clearly worse at every rate tried." in text
     assert "The best rate of baseline (3e-3) is the lowest tried; a lower one may be better." in text
     assert text[-1].startswith("One training seed a run")
 

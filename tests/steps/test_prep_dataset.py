@@ -131,7 +131,10 @@ def test_too_many_rejections_stop_the_step_after_they_are_listed(prep):
     with pytest.raises(UserError, match=r"5 of 45 rows are unusable .*line 41: .*max_rejected_share, 0\.05"):
         prep([*GOOD, *BAD.values()])
     assert len(rows_of("rejected")) == 5
-    assert [p.name for p in Path("out").iterdir()] == ["rejected.jsonl"]
+    assert sorted(p.name for p in Path("out").iterdir()) == [".rejected.jsonl", "rejected.jsonl"]
+    assert (
+        Path("out/.rejected.jsonl").read_text() == Path("out/rejected.jsonl").read_text()
+    )  # outlives Snakemake's clean-up
 
 
 def test_nothing_usable_is_an_error_at_any_share(prep):
