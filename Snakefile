@@ -13,10 +13,15 @@ configfile: "config.yaml"
 
 
 include: "rules/common.smk"
+include: "rules/cloud.smk"
 include: "rules/target.smk"
 include: "rules/data.smk"
 include: "rules/train.smk"
 include: "rules/eval.smk"
+
+
+onstart:
+    before_start(workflow, cfg)
 
 
 rule all:

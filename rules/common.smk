@@ -5,7 +5,11 @@ import os
 import psutil
 from snakemake.exceptions import WorkflowError
 
+from specforge.cloud.devices import visible
 from specforge.config import load_config
+from specforge.cloud.deploy import contained
+from specforge.cloud.start import before_start
+from specforge.config.paths import Paths, local_model, tiny_target
 from specforge.config.rates import RATE_PATTERN
 from specforge.config.schema import NAME
 from specforge.errors import UserError
@@ -36,21 +40,16 @@ for resource, amount in {
         else os.cpu_count()
     ),
     "mem_mb": psutil.virtual_memory().total // 2**20,
+    "gpu": len(visible()),
 }.items():
     if resource not in workflow.global_resources:
         workflow.register_resource(resource, amount)
 
-DATASET, TARGET, PREFIX = cfg.dataset_name, cfg.target_name, cfg.prefix
-TARGET_FILE = f"checkpoints/targets/{TARGET}/target.json"
-HELD_OUT = {"test": f"datasets/{DATASET}_test.jsonl"} if cfg.split_eval else {}
-REGENERATED = f"datasets/{PREFIX}/{DATASET}_regenerated.jsonl"
-CACHE = {
-    "cache": f"datasets/{PREFIX}/{DATASET}_cache.arrow",
-    "vocab": f"datasets/{PREFIX}/{DATASET}_vocab.safetensors",
-    "summary": f"datasets/{PREFIX}/{DATASET}_cache.json",
-}
-RUN = f"checkpoints/{PREFIX}/{{ablation}}/lr{{lr}}"
-RESULT = f"results/{PREFIX}/{{ablation}}/lr{{lr}}"
+ON_MODAL = cfg.backend == "modal"
+WAITING_MB = 200  # of a script that waits for a call
+PREFIX = cfg.prefix
+PATHS = Paths(cfg)
+HELD_OUT = {"test": PATHS.test} if cfg.split_eval else {}
 
 
 def recipe(name):
@@ -70,6 +69,22 @@ def placement(name):
     return untracked(section and section.placement())
 
 
+def place(rule):
+    """Where a rule's jobs run."""
+    return untracked(cfg.place(rule))
+
+
+def here(amount, waiting=0):
+    """What a job claims of this machine: nothing but `waiting` when it computes elsewhere."""
+    return waiting if ON_MODAL else amount
+
+
+def gpus(rule):
+    """GPUs that a job claims here, or of the node that an executor finds for it."""
+    needed = cfg.gpus(rule)
+    return here(needed.count if needed else 0)
+
+
 def loss_weights(wildcards):
     return cfg.ablation_catalogue[wildcards.ablation].weights()
 
@@ -81,6 +96,9 @@ def each_run(pattern):
 
 def goals():
     """The report; without held-out prompts there is nothing to evaluate on, and the drafts are the goal."""
-    if cfg.split_eval:
-        return [f"results/{PREFIX}/report.html"]
-    return each_run(f"{RUN}/manifest.json")
+    goal = (
+        [f"{PATHS.report}/report.html"]
+        if cfg.split_eval
+        else each_run(f"{PATHS.run}/manifest.json")
+    )
+    return [*goal, *([DEPLOYED] if ON_MODAL else [])]

@@ -3,15 +3,15 @@ rule prep_dataset:
         source=ancient(source_input(cfg.dataset)),
     output:
         **HELD_OUT,
-        train=f"datasets/{DATASET}_train.jsonl",
-        rejected=f"datasets/{DATASET}_rejected.jsonl",
-        summary=f"datasets/{DATASET}_prep.json",
+        **PATHS.prepared,
     log:
-        f"logs/prep_dataset/{DATASET}.log",
+        f"logs/prep_dataset/{cfg.dataset_name}.log",
+    threads: 1
     resources:
-        local_cpus=1,
-        mem_mb=2000,
+        local_cpus=here(1),
+        mem_mb=here(cfg.memory_mb("prep_dataset", 2000), WAITING_MB),
         runtime=120,
+        gpu=gpus("prep_dataset"),
     params:
         dataset=cfg.dataset,
         version=source_version(cfg.dataset),
@@ -20,52 +20,55 @@ rule prep_dataset:
         seed={"seed": cfg.seed},
         settings=recipe("prepare"),
         code=code_version("prep_dataset"),
-        backend=untracked(cfg.backend),
+        place=place("prep_dataset"),
     script:
         "../scripts/prep_dataset.py"
 
 
 rule regenerate_dataset:
     input:
-        source=f"datasets/{DATASET}_train.jsonl",
-        target=TARGET_FILE,
+        source=PATHS.prepared["train"],
+        target=PATHS.target,
+        target_files=PATHS.target_files,
     output:
-        data=REGENERATED,
-        errors=f"datasets/{PREFIX}/{DATASET}_errors.jsonl",
-        summary=f"datasets/{PREFIX}/{DATASET}_regenerated.json",
+        **PATHS.regenerated,
     log:
         f"logs/regenerate_dataset/{PREFIX}.log",
     threads: 2
     resources:
-        local_cpus=2,
-        mem_mb=4000,
+        local_cpus=here(2),
+        mem_mb=here(cfg.memory_mb("regenerate_dataset", 4000), WAITING_MB),
         runtime=1440,
+        gpu=gpus("regenerate_dataset"),
     params:
         settings=recipe("regenerate"),
         placement=placement("regenerate"),
-        work=f"datasets/{PREFIX}/.work",
+        work=PATHS.regeneration_work,
         code=code_version("regenerate_dataset"),
-        backend=untracked(cfg.backend),
+        place=place("regenerate_dataset"),
     script:
         "../scripts/regenerate_dataset.py"
 
 
 rule preprocess_dataset:
     input:
-        source=REGENERATED,
-        target=TARGET_FILE,
+        source=PATHS.regenerated["data"],
+        target=PATHS.target,
+        target_files=PATHS.target_files,
     output:
-        **CACHE,
+        **PATHS.cache,
     log:
         f"logs/preprocess_dataset/{PREFIX}.log",
+    threads: 1
     resources:
-        local_cpus=1,
-        mem_mb=2000,
+        local_cpus=here(1),
+        mem_mb=here(cfg.memory_mb("preprocess_dataset", 2000), WAITING_MB),
         runtime=240,
+        gpu=gpus("preprocess_dataset"),
     params:
         settings=recipe("preprocess"),
         max_length=cfg.max_length,
         code=code_version("preprocess_dataset"),
-        backend=untracked(cfg.backend),
+        place=place("preprocess_dataset"),
     script:
         "../scripts/preprocess_dataset.py"

@@ -1,58 +1,62 @@
 rule evaluate:
     input:
-        target=TARGET_FILE,
-        config=f"{RUN}/draft/config.json",
-        draft=f"{RUN}/draft/model.safetensors",
-        prompts=f"datasets/{DATASET}_test.jsonl",
+        target=PATHS.target,
+        target_files=PATHS.target_files,
+        config=f"{PATHS.run}/draft/config.json",
+        draft=f"{PATHS.run}/draft/model.safetensors",
+        prompts=PATHS.test,
     output:
-        f"{RESULT}/eval.json",
+        f"{PATHS.result}/eval.json",
     log:
         f"logs/evaluate/{PREFIX}/{{ablation}}/lr{{lr}}.log",
+    threads: 1
     resources:
-        local_cpus=1,
-        mem_mb=2000,
+        local_cpus=here(1),
+        mem_mb=here(cfg.memory_mb("evaluate", 2000), WAITING_MB),
         runtime=240,
+        gpu=gpus("evaluate"),
     params:
         settings=recipe("evaluate"),
         chat_template=cfg.preprocess.chat_template,
-        work=f"{RESULT}/.work",
+        work=f"{PATHS.result}/.work",
         code=code_version("evaluate"),
-        backend=untracked(cfg.backend),
+        place=place("evaluate"),
     script:
         "../scripts/evaluate.py"
 
 
 rule report:
     input:
-        evaluations=each_run(f"{RESULT}/eval.json"),
-        manifests=each_run(f"{RUN}/manifest.json"),
-        metrics=each_run(f"{RUN}/metrics.jsonl"),
-        prep=f"datasets/{DATASET}_prep.json",
-        regenerate=f"datasets/{PREFIX}/{DATASET}_regenerated.json",
-        cache=CACHE["summary"],
+        evaluations=each_run(f"{PATHS.result}/eval.json"),
+        manifests=each_run(f"{PATHS.run}/manifest.json"),
+        metrics=each_run(f"{PATHS.run}/metrics.jsonl"),
+        prep=PATHS.prepared["summary"],
+        regenerate=PATHS.regenerated["summary"],
+        cache=PATHS.cache["summary"],
     output:
         html=report(
-            f"results/{PREFIX}/report.html",
+            f"{PATHS.report}/report.html",
             category="Report",
             caption="../specforge/report/captions/report.rst",
         ),
-        csv=report(f"results/{PREFIX}/summary.csv", category="Report"),
+        csv=report(f"{PATHS.report}/summary.csv", category="Report"),
         accept_length_by_rate=report(
-            f"results/{PREFIX}/figures/accept_length_by_rate.svg", category="Figures"
+            f"{PATHS.report}/figures/accept_length_by_rate.svg", category="Figures"
         ),
         accept_rate_by_position=report(
-            f"results/{PREFIX}/figures/accept_rate_by_position.svg", category="Figures"
+            f"{PATHS.report}/figures/accept_rate_by_position.svg", category="Figures"
         ),
         training_curves=report(
-            f"results/{PREFIX}/figures/training_curves.svg", category="Figures"
+            f"{PATHS.report}/figures/training_curves.svg", category="Figures"
         ),
-        ranking=report(f"results/{PREFIX}/figures/ranking.svg", category="Figures"),
+        ranking=report(f"{PATHS.report}/figures/ranking.svg", category="Figures"),
     log:
         f"logs/report/{PREFIX}.log",
     resources:
         local_cpus=1,
         mem_mb=1000,
         runtime=10,
+        gpu=0,
     params:
         config=cfg.recipe(),
         code=code_version("report"),

@@ -2,39 +2,44 @@ rule train_tiny_target:
     input:
         source="datasets/{name}_train.jsonl",
     output:
+        **tiny_target("tiny-{name}"),
         receipt="checkpoints/targets/tiny-{name}/target.json",
-        weights="checkpoints/targets/tiny-{name}/model.safetensors",
     log:
         "logs/train_tiny_target/{name}.log",
     threads: 2
     resources:
-        local_cpus=2,
-        mem_mb=3000,
+        local_cpus=here(2),
+        mem_mb=here(cfg.memory_mb("train_tiny_target", 3000), WAITING_MB),
         runtime=30,
+        gpu=gpus("train_tiny_target"),
     params:
         settings=recipe("tiny_target"),
         max_length=cfg.max_length,
         work="checkpoints/targets/tiny-{name}/.work",
         code=code_version("train_tiny_target"),
-        backend=untracked(cfg.backend),
+        place=place("train_tiny_target"),
     script:
         "../scripts/train_tiny_target.py"
 
 
 rule download_model:
+    input:
+        files=local_model(cfg.target_model),
     output:
         receipt="checkpoints/targets/{target}/target.json",
     log:
         "logs/download_model/{target}.log",
     wildcard_constraints:
         target=rf"(?!tiny-){NAME}",
+    threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=here(cfg.memory_mb("download_model", 2000), WAITING_MB),
         runtime=240,
+        gpu=gpus("download_model"),
     params:
         model=cfg.target_model,
         skip_download=untracked(cfg.skip_download),
         code=code_version("download_model"),
-        backend=untracked(cfg.backend),
+        place=place("download_model"),
     script:
         "../scripts/download_model.py"

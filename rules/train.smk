@@ -1,30 +1,34 @@
 rule run_training:
     input:
-        **CACHE,
-        target=TARGET_FILE,
+        **PATHS.cache,
+        target=PATHS.target,
+        target_files=PATHS.target_files,
     output:
-        config=f"{RUN}/draft/config.json",
-        draft=f"{RUN}/draft/model.safetensors",
-        card=f"{RUN}/draft/README.md",
-        metrics=f"{RUN}/metrics.jsonl",
-        manifest=f"{RUN}/manifest.json",
+        config=f"{PATHS.run}/draft/config.json",
+        draft=f"{PATHS.run}/draft/model.safetensors",
+        card=f"{PATHS.run}/draft/README.md",
+        metrics=f"{PATHS.run}/metrics.jsonl",
+        manifest=f"{PATHS.run}/manifest.json",
     log:
         f"logs/run_training/{PREFIX}/{{ablation}}/lr{{lr}}.log",
+    threads: 1
     resources:
-        local_cpus=1,
-        mem_mb=2000,
+        local_cpus=here(1),
+        mem_mb=here(cfg.memory_mb("run_training", 2000), WAITING_MB),
         runtime=1440,
+        gpu=gpus("run_training"),
+        modal_runs=here(0, 1),
     params:
         weights=loss_weights,
         settings=recipe("train"),
         placement=placement("train"),
         layers=cfg.aux_layers,
         epochs={"epochs": cfg.num_epochs},
-        work=f"{RUN}/.work",
+        work=f"{PATHS.run}/.work",
         code=code_version("run_training"),
         regenerated=untracked(bool(cfg.regenerate)),
         single_gpu=untracked(cfg.single_gpu),
         wandb=untracked(cfg.wandb.recipe()),
-        backend=untracked(cfg.backend),
+        place=place("run_training"),
     script:
         "../scripts/run_training.py"

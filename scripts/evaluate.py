@@ -1,12 +1,11 @@
 """Speculative decoding of held-out prompts with one draft."""
 
-from specforge.cloud import app
+from specforge.cloud.job import Job
 from specforge.cloud.run import run
 
 run(
-    app.evaluate,
-    backend=snakemake.params.backend,
-    log_file=snakemake.log[0],
+    "evaluate",
+    Job.of(snakemake),
     target=snakemake.input.target,
     draft=snakemake.input.draft,
     prompts=snakemake.input.prompts,

@@ -1,12 +1,11 @@
 """Raw conversations to checked records, split into training and held-out."""
 
-from specforge.cloud import app
+from specforge.cloud.job import Job
 from specforge.cloud.run import run
 
 run(
-    app.prep_dataset,
-    backend=snakemake.params.backend,
-    log_file=snakemake.log[0],
+    "prep_dataset",
+    Job.of(snakemake),
     dataset=snakemake.params.dataset,
     sample_size=snakemake.params.sample_size,
     split_eval=snakemake.params.split_eval,

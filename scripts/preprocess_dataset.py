@@ -1,12 +1,11 @@
 """Conversations to token ids, loss masks and the draft vocabulary."""
 
-from specforge.cloud import app
+from specforge.cloud.job import Job
 from specforge.cloud.run import run
 
 run(
-    app.preprocess_dataset,
-    backend=snakemake.params.backend,
-    log_file=snakemake.log[0],
+    "preprocess_dataset",
+    Job.of(snakemake),
     source=snakemake.input.source,
     target=snakemake.input.target,
     settings=snakemake.params.settings,

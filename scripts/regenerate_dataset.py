@@ -1,12 +1,11 @@
 """Every assistant turn written anew by the target."""
 
-from specforge.cloud import app
+from specforge.cloud.job import Job
 from specforge.cloud.run import run
 
 run(
-    app.regenerate_dataset,
-    backend=snakemake.params.backend,
-    log_file=snakemake.log[0],
+    "regenerate_dataset",
+    Job.of(snakemake),
     source=snakemake.input.source,
     target=snakemake.input.target,
     settings=snakemake.params.settings,

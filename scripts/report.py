@@ -1,11 +1,11 @@
 """Rank the runs on one page."""
 
-from specforge.cloud.run import run_here
+from specforge.cloud.run import told
 from specforge.steps.report import FIGURES, report
 
-run_here(
+told(
+    snakemake.log[0],
     report,
-    log_file=snakemake.log[0],
     evaluations=list(snakemake.input.evaluations),
     manifests=list(snakemake.input.manifests),
     metrics=list(snakemake.input.metrics),

@@ -1,12 +1,11 @@
 """Train the draft of one (ablation, rate)."""
 
-from specforge.cloud import app
+from specforge.cloud.job import Job
 from specforge.cloud.run import run
 
 run(
-    app.run_training_single_gpu if snakemake.params.single_gpu else app.run_training,
-    backend=snakemake.params.backend,
-    log_file=snakemake.log[0],
+    "run_training_single_gpu" if snakemake.params.single_gpu else "run_training",
+    Job.of(snakemake),
     target=snakemake.input.target,
     cache=snakemake.input.cache,
     vocab=snakemake.input.vocab,

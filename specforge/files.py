@@ -17,6 +17,15 @@ log = logging.getLogger("specforge")
 
 
 @contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock file, made if need be, against other processes; it is free at once when its holder dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def exclusive(folder: Path) -> Iterator[Path]:
     """Holds a work folder, made if need be, against other processes; waits while one has it.
 

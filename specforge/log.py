@@ -5,16 +5,15 @@ import sys
 from pathlib import Path
 
 
-def log_to(path: str | Path) -> None:
-    """Appends the package's log to `path` and to standard error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+def log_to(path: str | Path | None) -> None:
+    """Sends the package's log to standard error, and appends it to `path` if there is one."""
     root = logging.getLogger("specforge")
     root.setLevel(logging.INFO)
     root.handlers.clear()
-    for handler, form in (
-        (logging.FileHandler(path, "a"), "%(asctime)s %(levelname)s %(message)s"),
-        (logging.StreamHandler(sys.stderr), "%(message)s"),
-    ):
+    handlers = [(logging.StreamHandler(sys.stderr), "%(message)s")]
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        handlers.append((logging.FileHandler(path, "a"), "%(asctime)s %(levelname)s %(message)s"))
+    for handler, form in handlers:
         handler.setFormatter(logging.Formatter(form))
         root.addHandler(handler)

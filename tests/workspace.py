@@ -18,7 +18,7 @@ from specforge.data.synthetic import generate
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMOKE = REPOSITORY / "tests" / "smoke.yaml"
 CHATS = "chats.jsonl"
-PARTS = ("Snakefile", "config.yaml", "rules", "scripts", "specforge", "profiles", "experiments")
+PARTS = ("Snakefile", "config.yaml", "constraints.txt", "rules", "scripts", "specforge", "profiles", "experiments")
 
 
 def make_workspace(folder: Path) -> Path:

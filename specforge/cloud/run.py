@@ -9,23 +9,40 @@ from typing import Any
 
 import modal
 
+from specforge.cloud.devices import leased
+from specforge.cloud.job import Job
+from specforge.cloud.mirror import read_receipt
 from specforge.errors import UserError
 from specforge.log import log_to
 
 log = logging.getLogger("specforge")
 
 
-def run(function: modal.Function, *, backend: str, log_file: str, **request: Any) -> Any:
-    """Runs a Modal function with `request` on `backend` and returns what it returns."""
-    if backend != "local":
-        raise ValueError(f"backend {backend!r} has no runner")
+def run(name: str, job: Job, **request: Any) -> Any:
+    """Runs the app's function `name` with `request` where `job` says; returns what its step returns."""
+    if job.place["backend"] == "modal":
+        from specforge.cloud.remote import Remote
+
+        return told(job.log, Remote(name, job, request).run)
+    from specforge.cloud import app
+
     # modal warns that its volumes are not mounted here; local folders mirror them, which is the point
     warnings.filterwarnings("ignore", message=".*executing locally.*", module="modal")
-    return run_here(function.local, log_file=log_file, **request)
+    return told(job.log, _here, function=getattr(app, name), job=job, request=request)
 
 
-def run_here(step: Callable[..., Any], *, log_file: str, **request: Any) -> Any:
-    """Runs `step` in this process; its words go to `log_file` and the terminal.
+def _here(function: modal.Function, job: Job, request: dict[str, Any]) -> Any:
+    if absent := [path for path in job.inputs if read_receipt(path)]:
+        raise UserError(
+            f"{absent[0]} is a receipt: the file stayed on its Modal volume; bring it here with "
+            f"`python -m specforge.cloud fetch {' '.join(absent)}`."
+        )
+    with leased(job.place["gpus"]):
+        return function.local(**request)
+
+
+def told(log_file: str, action: Callable[..., Any], **arguments: Any) -> Any:
+    """Does `action` in this process; its words go to `log_file` and the terminal.
 
     A UserError becomes one sentence and exit status 1; anything else is a defect and keeps its traceback.
     """
@@ -34,7 +51,7 @@ def run_here(step: Callable[..., Any], *, log_file: str, **request: Any) -> Any:
     for switch in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
         os.environ.setdefault(switch, "1")
     try:
-        return step(**request)
+        return action(**arguments)
     except UserError as error:
         log.error("Error: %s", error)
         sys.exit(1)

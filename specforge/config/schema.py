@@ -1,10 +1,11 @@
 """The whole of config.yaml, typed. Options of the sweep are flat keys, so that --config works like a command line."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from specforge.config.cloud import Gpus, GpuSpec, Modal, Sync
 from specforge.config.rates import rate_tag
 from specforge.config.steps import (
     Ablation,
@@ -22,6 +23,7 @@ from specforge.config.steps import (
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 TINY = "tiny"
+TAKEN = ("targets", "results")  # folders of the checkpoints volume that belong to no experiment
 
 
 def _comma_list(value: object) -> object:
@@ -49,7 +51,7 @@ def slug(text: str) -> str:
 
 
 class Config(Section):
-    PLACEMENT = frozenset({"backend", "single_gpu", "skip_download", "wandb"})
+    PLACEMENT = frozenset({"backend", "single_gpu", "skip_download", "wandb", "gpu", "budget", "sync", "modal"})
     target_model: Annotated[str, Field(min_length=1)] = TINY
     dataset: Annotated[str, Field(min_length=1)] = "synthetic"
     sample_size: Annotated[Int, Field(ge=1)] | None = None
@@ -62,7 +64,10 @@ class Config(Section):
     output_prefix: Annotated[str, Field(pattern=f"^{NAME}$")] | None = None
     skip_download: Flag = False
     single_gpu: Flag = False
-    backend: Literal["local"] = "local"
+    backend: Literal["local", "modal"] = "local"
+    gpu: GpuSpec = "H100:8"
+    budget: Annotated[float, Field(ge=0)] | None = None  # dollars a run
+    sync: Sync = Sync()
     seed: Int = 0
     ablation_catalogue: Annotated[dict[Annotated[str, Field(pattern=f"^{NAME}$")], Ablation], Field(min_length=1)]
     prepare: Prepare = Prepare()
@@ -72,6 +77,7 @@ class Config(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     wandb: Wandb = Wandb()
+    modal: Modal = Modal()
 
     @model_validator(mode="after")
     def ablations_are_known(self):
@@ -85,6 +91,56 @@ class Config(Section):
         if not self.ablations:
             raise ValueError("ablations is empty; name some or write all")
         return self
+
+    @model_validator(mode="after")
+    def names_are_free(self):
+        if self.prefix in TAKEN:
+            raise ValueError(f"output_prefix {self.prefix!r} is the name of a folder that all experiments share")
+        if self.target_name.startswith(f"{TINY}-") and self.target_model != TINY:
+            raise ValueError(
+                f"target_model {self.target_model!r} would lie where the tiny target does; give its folder another name"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def budget_can_be_kept(self):
+        if self.budget is not None and self.backend == "modal":
+            try:
+                self.modal.price(Gpus.parse(self.gpu))
+            except KeyError:
+                raise ValueError(f"gpu {self.gpu!r} has no price in modal.prices, so budget cannot be kept") from None
+        return self
+
+    def gpus(self, rule: str) -> Gpus | None:
+        """GPUs of one job of a rule. The tiny target needs none on this machine; on Modal its runs have them."""
+        kind, count = Gpus.parse(self.gpu)
+        regenerate = self.regenerate
+        needed = {"run_training": 1 if self.single_gpu else count, "evaluate": 1}
+        if regenerate and regenerate.engine != "endpoint":
+            needed["regenerate_dataset"] = (
+                regenerate.num_servers * regenerate.tp_size if regenerate.engine == "sglang" else 1
+            )
+        if rule not in needed or (self.backend == "local" and self.target_model == TINY):
+            return None
+        return Gpus(kind, needed[rule])
+
+    def memory_mb(self, rule: str, tiny: int) -> int:
+        """Memory of this machine that a job claims: `tiny` for the tiny target, else what loads billions of weights."""
+        gpus = self.gpus(rule)
+        return tiny if self.target_model == TINY else max(8000, 32000 * gpus.count if gpus else 0)
+
+    def place(self, rule: str) -> dict[str, Any]:
+        """Where jobs of a rule run, as plain values; `gpus` is a number here and Modal's words there."""
+        gpus = self.gpus(rule)
+        if self.backend == "local":
+            return {"backend": "local", "gpus": gpus.count if gpus else 0}
+        return {
+            "backend": "modal",
+            "gpus": str(gpus) if gpus else "",
+            "experiment": self.prefix,
+            "sync": self.sync.recipe(),
+            **self.modal.model_dump(mode="json", include={"app", "environment", "timeout_hours", "retries"}),
+        }
 
     @property
     def dataset_name(self) -> str:

@@ -75,6 +75,8 @@ def _leave(trainer: Trainer, folder: Path, options: Train, steps: int) -> None:
         "steps": steps,
         "tokens": trainer.tokens,
         "seconds": round(trainer.seconds, 1),
+        "processes": trainer.team.size,
+        "device": torch.cuda.get_device_name() if trainer.device.type == "cuda" else "CPU",
         "aux_layers": list(trainer.target.layers),
         "draft_parameters": sum(p.numel() for p in trainer.draft.parameters()),
         "best": trainer.best,

@@ -1,0 +1,122 @@
+"""`python -m specforge.cloud plan|calls|cancel|fetch`: costs, running calls, their end, files."""
+
+import argparse
+import contextlib
+import io
+import logging
+import sys
+from pathlib import Path
+
+from specforge.cloud import ledger
+from specforge.errors import UserError
+from specforge.log import log_to
+
+log = logging.getLogger("specforge")
+
+
+def main(words: list[str] | None = None) -> int:
+    """Exit status 0, or 1 after one sentence."""
+    parser = argparse.ArgumentParser(prog="python -m specforge.cloud", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("plan", help="stale jobs, GPUs, hours, dollars; takes snakemake's own arguments")
+    calls = commands.add_parser("calls", help="calls started from this workspace that are not known to be over")
+    cancel = commands.add_parser("cancel", help="end the calls of an experiment")
+    for command in (calls, cancel):
+        command.add_argument("experiment", nargs="?", help="its output_prefix; all experiments when left out")
+    fetch = commands.add_parser("fetch", help="bring files here that stayed on their volume")
+    fetch.add_argument("paths", nargs="+")
+    fetch.add_argument("--environment", help="modal.environment, when it is not the profile's")
+    options, rest = parser.parse_known_args(words)
+    log_to(None)
+    try:
+        if options.command == "plan":
+            show_plan(rest)
+        elif rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        elif options.command == "fetch":
+            bring(options.paths, options.environment)
+        else:
+            show_calls(options.experiment, end=options.command == "cancel")
+    except UserError as error:
+        log.error("Error: %s", error)
+        return 1
+    return 0
+
+
+def show_plan(words: list[str]) -> None:
+    """Prints the plan of `snakemake <words>`. Raises UserError above the budget."""
+    from snakemake.api import SnakemakeApi
+    from snakemake.cli import parse_args, parse_config
+    from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
+
+    from specforge.cloud.plan import check_budget, plan, table
+
+    _, options = parse_args(words)
+    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+        workflow_api = api.workflow(
+            resource_settings=ResourceSettings(cores=1),
+            config_settings=ConfigSettings(
+                config=parse_config(options.config), configfiles=options.configfile, config_args=options.config
+            ),
+        )
+        dag_api = workflow_api.dag(
+            DAGSettings(
+                targets=options.targets,
+                forcerun=options.forcerun,
+                rerun_triggers=options.rerun_triggers,
+                until=options.until,
+            )
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            dag_api.summary()
+        workflow = workflow_api._workflow  # the only way to the jobs; plan tests hold it
+        cfg, jobs = workflow.globals["cfg"], list(workflow.dag.needrun_jobs())
+    lines = plan(cfg, jobs)
+    sys.stdout.write(table(lines) + "\n")
+    check_budget(cfg, lines)
+
+
+def show_calls(experiment: str | None, *, end: bool) -> None:
+    """Lists the calls of an experiment, or ends them. Raises UserError in Modal's words."""
+    from specforge.cloud.errors import explain
+    from specforge.cloud.remote import cancel
+
+    records = [record for record in ledger.entries() if experiment in (None, record["experiment"])]
+    for record in records:
+        line = (
+            f"{record['call']}  {record['experiment']}  {record['rule']}  {record['gpus'] or 'CPUs'}  {record['log']}"
+        )
+        if end:
+            try:
+                cancel(record)
+            except Exception as error:
+                raise explain(error, f"cancelling {record['call']}") from error
+            line = f"cancelled {line}"
+        sys.stdout.write(line + "\n")
+    if not records:
+        sys.stdout.write("no calls\n")
+
+
+def bring(paths: list[str], environment: str | None) -> None:
+    """Fetches files from their volumes, checked by receipt or label. Raises UserError for one that is not there."""
+    from specforge.cloud.errors import explain
+    from specforge.cloud.mirror import Mirror, read_receipt
+    from specforge.cloud.places import spot
+
+    mirror = Mirror(environment)
+    for path in paths:
+        place = spot(path)
+        if place is None:
+            raise UserError(f"{path} lies on no volume; paths begin with datasets/, checkpoints/ or results/.")
+        try:
+            facts = read_receipt(path) or mirror.read_json(place.label) or mirror.unlabelled(place)
+            mirror.fetch(path, facts)
+        except UserError:
+            raise
+        except Exception as error:
+            raise explain(error, f"fetching {path}") from error
+        log.info("%s (%.1f MiB)", path, Path(path).stat().st_size / 2**20)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
