@@ -10,7 +10,7 @@ from workspace import REPOSITORY
 
 from specforge.fingerprint import code_version
 
-RULES = sorted(path.stem for path in (REPOSITORY / "scripts").glob("*.py"))
+RULES = sorted(path.stem for path in (REPOSITORY / "scripts").glob("*.py") if path.stem != "deploy_app")  # runs no step
 ALL_STEPS = set(RULES)
 
 

@@ -12,44 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workspace import CHATS, REPOSITORY, clone, make_workspace, plan, snakemake
+from workspace import CHATS, REPOSITORY, clone, make_workspace, plan, succeed
 
 PLANNING_SECONDS = 4.0
-MIDDLE = "6e-3"
 GRID = {"run_training": 12, "evaluate": 12, "report": 1}
 FROM_REGENERATION = {"regenerate_dataset": 1, "preprocess_dataset": 1, **GRID}
 EVERYTHING = {"prep_dataset": 1, "train_tiny_target": 1, **FROM_REGENERATION}
 
 pytestmark = pytest.mark.pipeline
-
-
-def succeed(workspace: Path, *arguments: object, **how: Any) -> str:
-    result = snakemake(workspace, *arguments, **how)
-    assert result.returncode == 0, result.stdout
-    return result.stdout
-
-
-def multiply_runs(workspace: Path) -> None:
-    """Stands in for the trainings at the other rates, whose jobs do the same again: copies under their names."""
-    for middle in [*workspace.glob(f"checkpoints/*/*/lr{MIDDLE}"), *workspace.glob(f"results/*/*/lr{MIDDLE}")]:
-        for rate in ("3e-3", "1e-2"):
-            folder = shutil.copytree(middle, middle.with_name(f"lr{rate}"), ignore=shutil.ignore_patterns(".work"))
-            for file in folder.glob("*.json"):
-                content = json.loads(file.read_text())
-                content["run"]["lr"] = rate
-                file.write_text(json.dumps(content))
-    succeed(workspace, "--touch", "all", "--forcerun", "run_training", "--until", "evaluate")
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smoke experiment up to its report; first_run.txt holds what the first command printed. Not to be edited."""
-    workspace = make_workspace(tmp_path_factory.mktemp("finished"))
-    words = succeed(workspace, "--cores", 12, "all", "--until", "evaluate", "--config", "lr_sweep=False")
-    (workspace / "first_run.txt").write_text(words)
-    multiply_runs(workspace)
-    succeed(workspace, "--cores", 12, "all")
-    return workspace
 
 
 @pytest.fixture

@@ -48,7 +48,11 @@ def environment(workspace: Path) -> dict[str, str]:
 
 
 def snakemake(
-    workspace: Path, *arguments: object, settings: dict[str, Any] | None = None, overlays: Sequence[Path] = (SMOKE,)
+    workspace: Path,
+    *arguments: object,
+    settings: dict[str, Any] | None = None,
+    overlays: Sequence[Path] = (SMOKE,),
+    env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Runs it with config.yaml, `overlays` and `settings` merged in that order; all its words are in `stdout`."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
@@ -59,13 +63,20 @@ def snakemake(
         return subprocess.run(
             [*command, "--configfile", *configfiles] if configfiles else command,
             cwd=workspace,
-            env=environment(workspace),
+            env=env or environment(workspace),
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=400,
             check=False,
         )
+
+
+def succeed(workspace: Path, *arguments: object, **how: Any) -> str:
+    """As `snakemake`, which must end well; its words."""
+    result = snakemake(workspace, *arguments, **how)
+    assert result.returncode == 0, result.stdout
+    return result.stdout
 
 
 def job_counts(output: str) -> dict[str, int]:

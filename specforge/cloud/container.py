@@ -1,5 +1,6 @@
 """The container's side of a call: inputs checked, the step run, progress committed, outputs labelled and committed."""
 
+import logging
 import os
 import threading
 import time
@@ -17,6 +18,8 @@ from specforge.cloud.places import CHECKPOINTS, HOME, MOUNTS, finished, spot
 from specforge.errors import UserError
 from specforge.files import sha256_file, write_json
 from specforge.log import log_to
+
+log = logging.getLogger("specforge")
 
 LOOK_SECONDS = 1.0
 JOURNAL_SECONDS = 10.0  # between commits of files that only grow; a new checkpoint is committed at once
@@ -123,7 +126,11 @@ def _watch(work: Path, volume: modal.Volume, over: threading.Event) -> None:
         states = {name for name, _ in files if name.endswith(".safetensors")}
         due = time.monotonic() - last >= JOURNAL_SECONDS
         if states != saved or (files != seen and due):
-            volume.commit()
+            try:
+                volume.commit()
+            except Exception as error:  # the step goes on; the next look tries again
+                log.warning("progress could not be committed (%s: %s)", type(error).__name__, error)
+                continue
             saved, seen, last = states, files, time.monotonic()
 
 

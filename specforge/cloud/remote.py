@@ -32,6 +32,9 @@ LAST_WORDS_SECONDS = 15.0  # to wait for what a finished container still had to 
 RESTARTS = 3  # of a call whose inputs changed under it
 
 
+_leaving = threading.Event()  # a broken stream is nothing to tell of then
+
+
 class Detached(SystemExit):
     """Ctrl-C or SIGTERM came while a call was waited for; the call goes on."""
 
@@ -242,7 +245,8 @@ def _tell(call: modal.FunctionCall) -> None:
             for line in entry.message.splitlines():
                 log.info("%s", line)
     except Exception as error:  # of the words only; what the call makes is waited for elsewhere
-        log.warning("the container's words cannot be followed any more (%s: %s)", type(error).__name__, error)
+        if not _leaving.is_set():
+            log.warning("the container's words cannot be followed any more (%s: %s)", type(error).__name__, error)
 
 
 @contextmanager
@@ -254,6 +258,7 @@ def _detachable(rule: str, call: str) -> Iterator[None]:
             "%s: detached; call %s goes on. The same command attaches to it again; "
             "`python -m specforge.cloud cancel` ends it.", rule, call,
         )  # fmt: skip
+        _leaving.set()
         raise Detached(128 + number)
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
