@@ -8,6 +8,7 @@ run(
     backend=snakemake.params.backend,
     log_file=snakemake.log[0],
     dataset=snakemake.params.dataset,
+    revision=snakemake.params.revision["revision"],
     sample_size=snakemake.params.sample_size,
     split_eval=snakemake.params.split_eval,
     seed=snakemake.params.seed["seed"],
