@@ -20,8 +20,8 @@ class Split:
     The prompt stands for the conversation so that a question asked many times is on one side; by the whole
     conversation nearly every common question would be held out once and lost to training.
 
-    `add` every record, then ask. Held out once is held out for good: a record of the other side that says what a
-    held-out conversation begins with, or nearly (see `near`), is the one that goes.
+    `add` every record, then ask what leaks. Held out once is held out for good: a record of the other side that says
+    what a held-out conversation begins with, or nearly (see `near`), is the one that goes.
     """
 
     def __init__(self, test_share: float, seed: int, near_duplicate: float):
@@ -29,18 +29,19 @@ class Split:
         self._held_out = NearIndex(near_duplicate)
         self._prompts: set[bytes] = set()
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record) -> bool:
+        """Whether the record is held out, which depends on nothing but itself."""
         prompt = user_prompts(record)[0]
-        digest = self._digest(prompt)
-        if self._is_low(digest) and digest not in self._prompts:
+        digest = hashlib.sha256(f"{self.seed}:{prompt}".encode()).digest()[:16]
+        if int.from_bytes(digest[:8], "big") >= self.bound:
+            return False
+        if digest not in self._prompts:
             self._prompts.add(digest)
             self._held_out.add(record.id, prompt)
-
-    def is_held_out(self, record: Record) -> bool:
-        return self._is_low(self._digest(user_prompts(record)[0]))
+        return True
 
     def leak(self, record: Record) -> RejectedRow | None:
-        """Why a record of the training side may not be there, None for nearly all."""
+        """Why a record that is not held out may not be trained on either, None for nearly all."""
         for number, prompt in enumerate(user_prompts(record), 1):
             near = self._held_out.nearest(prompt)
             if near is not None:
@@ -48,9 +49,3 @@ class Split:
                 detail = f"user turn {number} says the first prompt of the held-out conversation {name!r:.80}"
                 return RejectedRow(HELD_OUT, f"{detail} (similarity {share:.2f}), so training may not hold it.")
         return None
-
-    def _is_low(self, digest: bytes) -> bool:
-        return int.from_bytes(digest[:8], "big") < self.bound
-
-    def _digest(self, prompt: str) -> bytes:
-        return hashlib.sha256(f"{self.seed}:{prompt}".encode()).digest()[:16]

@@ -87,23 +87,21 @@ def _write_sides(
 
 def _noted(usable: Iterator[Usable], split: Split) -> Iterator[dict]:
     for one in usable:
-        split.add(one.record)
-        yield {"row": one.row, "line": one.line, "record": one.record.plain()}
+        held_out = split.add(one.record)
+        yield {"row": one.row, "line": one.line, "held_out": held_out, "record": one.record.plain()}
 
 
 def _side(name: str, kept: Path, reader: Reader, split: Split) -> Iterator[dict]:
     """Native rows of one side; those that training may not hold are withdrawn when it is written."""
     for row in read_jsonl(kept):
+        if row["held_out"] != (name == "test"):
+            continue
         record = msgspec.convert(row["record"], Record)
-        if split.is_held_out(record):
-            if name == "test":
-                yield row["record"]
-        elif name == "train":
-            leak = split.leak(record)
-            if leak is None:
-                yield row["record"]
-            else:
-                reader.withdraw(Usable(row["row"], row["line"], record), leak)
+        leak = None if row["held_out"] else split.leak(record)
+        if leak is None:
+            yield row["record"]
+        else:
+            reader.withdraw(Usable(row["row"], row["line"], record), leak)
 
 
 def _folder(path: str | None) -> str | None:

@@ -18,10 +18,9 @@ def record(*prompts):
 def sides(records, share=0.3, seed=0, near=0.7):
     """Training, test, and those that training may not hold."""
     split = Split(share, seed, near)
-    for one in records:
-        split.add(one)
-    test = [one for one in records if split.is_held_out(one)]
-    rest = [one for one in records if not split.is_held_out(one)]
+    held_out = [split.add(one) for one in records]
+    test = [one for one, held in zip(records, held_out, strict=True) if held]
+    rest = [one for one, held in zip(records, held_out, strict=True) if not held]
     return [one for one in rest if not split.leak(one)], test, [one for one in rest if split.leak(one)]
 
 
