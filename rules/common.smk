@@ -14,11 +14,14 @@ from specforge.config.rates import RATE_PATTERN
 from specforge.config.schema import NAME
 from specforge.errors import UserError
 from specforge.fingerprint import code_version
-from specforge.sources import source_input, source_version
+from specforge.sources import check_source, source_input, source_version
 
 try:
     cfg = load_config(
         {key: value for key, value in config.items() if key != "pathvars"}
+    )
+    check_source(
+        cfg.dataset, cfg.dataset_revision, f"datasets/{cfg.dataset_name}_prep.json"
     )
 except UserError as error:
     raise WorkflowError(f"config: {error}") from None

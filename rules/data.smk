@@ -15,6 +15,7 @@ rule prep_dataset:
     params:
         dataset=cfg.dataset,
         version=source_version(cfg.dataset),
+        revision={"revision": cfg.dataset_revision},
         sample_size=cfg.sample_size,
         split_eval=cfg.split_eval,
         seed={"seed": cfg.seed},

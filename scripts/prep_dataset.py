@@ -7,6 +7,7 @@ run(
     "prep_dataset",
     Job.of(snakemake),
     dataset=snakemake.params.dataset,
+    revision=snakemake.params.revision["revision"],
     sample_size=snakemake.params.sample_size,
     split_eval=snakemake.params.split_eval,
     seed=snakemake.params.seed["seed"],

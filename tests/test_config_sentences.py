@@ -53,6 +53,8 @@ def merged(changes: dict[str, Any]) -> dict[str, Any]:
         ({"ablation_lrs": "baseline:0"}, r"learning rate '0' must be a positive number"),
         ({"ablation_lrs": "base:1e-4"}, r"'base' is not in ablation_catalogue"),
         ({"output_prefix": "a/b"}, r"output_prefix: 'a/b' "),
+        ({"dataset_revision": ["v1"]}, r"dataset_revision: \['v1'\] .*string"),
+        ({"prepare.near_duplicate": 0}, r"prepare\.near_duplicate: 0 .*greater than 0"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(changes: dict[str, Any], words: str):
@@ -75,6 +77,10 @@ def test_each_of_several_mistakes_has_its_line():
 @pytest.mark.parametrize(("word", "value"), [("true", True), ("false", False)])
 def test_flags_may_be_written_as_the_command_line_gives_them(word: str, value: bool):
     assert load_config(merged({"lr_sweep": word})).lr_sweep is value
+
+
+def test_a_revision_of_digits_is_text():
+    assert load_config(merged({"dataset_revision": 1234567})).dataset_revision == "1234567"
 
 
 def test_null_may_be_written_as_the_command_line_gives_it():

@@ -44,6 +44,11 @@ def _pairs(value: object) -> object:
     return tuple(dict.fromkeys(pairs)) or None
 
 
+def _revision(value: object) -> object:
+    """A commit of digits only reaches us as a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def slug(text: str) -> str:
     """A file name for a model or data set: the last part of a path or hub id, safe characters only."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", text.rstrip("/").rsplit("/", 1)[-1]).strip("-.")
@@ -54,6 +59,7 @@ class Config(Section):
     PLACEMENT = frozenset({"backend", "single_gpu", "skip_download", "wandb", "gpu", "budget", "sync", "modal"})
     target_model: Annotated[str, Field(min_length=1)] = TINY
     dataset: Annotated[str, Field(min_length=1)] = "synthetic"
+    dataset_revision: Annotated[str, BeforeValidator(_revision)] | None = None
     sample_size: Annotated[Int, Field(ge=1)] | None = None
     split_eval: Flag = True
     ablations: Annotated[tuple[str, ...], BeforeValidator(_comma_list)] = ("all",)
@@ -145,7 +151,7 @@ class Config(Section):
     @property
     def dataset_name(self) -> str:
         name = slug(self.dataset)
-        return re.sub(r"\.(jsonl?|parquet)$", "", name)
+        return re.sub(r"\.(jsonl?|ndjson|parquet)$", "", name)
 
     @property
     def target_name(self) -> str:

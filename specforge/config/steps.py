@@ -44,6 +44,9 @@ class Prepare(Section):
     test_share: Share = 0.06
     max_rejected_share: Share = 0.05
     max_turns: Annotated[Int, Field(ge=1)] = 64
+    max_chars: Annotated[Int, Field(ge=1)] = 1_000_000  # of a conversation, some 250,000 tokens
+    near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.7  # see data/near.py
+    image_folder: str | None = None  # where the images' paths begin; None keeps the paths and looks for no image
 
 
 class TinyTarget(Section):

@@ -1,19 +1,17 @@
-"""One raw row of a data set, in any of three forms, as one native record, or the reason why not.
-
-ShareGPT: {"conversations": [{"from", "value"}]}; native: {"id", "conversations": [{"role", "content"}]};
-OpenAI: {"messages": [{"role", "content"}]}. The form is recognised by the row itself, never by a file name.
-"""
+"""One raw row of a data set as one typed record, or the reason why not."""
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, NoReturn
 
-SHAREGPT_ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
-    "bing": "assistant", "bard": "assistant", "system": "system", "tool": "tool",
-}  # fmt: skip
-NATIVE_ROLES = {role: role for role in ("system", "user", "assistant", "tool")}
+import msgspec
+
+from specforge.data.forms import Form, RejectedRow, has_unused_keys, kind, native, recognise
+
 FOLLOWERS = {
     None: ("system", "user"),
     "system": ("user",),
@@ -21,112 +19,119 @@ FOLLOWERS = {
     "assistant": ("user", "tool"),
     "tool": ("tool", "assistant"),
 }
-EXTRA_TURN_KEYS = ("tool_calls", "tool_call_id", "name")
-
+IMAGE_UNSEEN = "images_not_looked_for"
 UNANSWERED = "unanswered_last_turns_cut"
 DROPPED_KEYS = "rows_with_unused_keys"
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
+PLACE = re.compile(r"\$\.(?:conversations\[(?P<turn>\d+)\])?\.?(?P<key>\w*)")
 
 
-class RejectedRow(Exception):
-    """A row that cannot be used: `reason` is a short code to count by, `detail` one sentence."""
+class Turn(msgspec.Struct, omit_defaults=True):
+    """What one side says; a tool call may stand in place of words."""
 
-    def __init__(self, reason: str, detail: str):
-        super().__init__(detail)
-        self.reason, self.detail = reason, detail
-
-
-class Form(NamedTuple):
-    """Where a form keeps its turns, and in which keys of a turn."""
-
-    turns: str
-    role: str
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
-    roles: dict[str, str]
+    tool_calls: list[dict[str, Any]] = []
+    tool_call_id: str = ""
+    name: str = ""
 
 
-SHAREGPT = Form("conversations", "from", "value", SHAREGPT_ROLES)
-NATIVE = Form("conversations", "role", "content", NATIVE_ROLES)
-OPENAI = Form("messages", "role", "content", NATIVE_ROLES)
+class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """A conversation: an optional system turn, then user and assistant in turn, with tool results between."""
+
+    id: str = ""
+    conversations: list[Turn]
+    tools: list[dict[str, Any]] = []
+    image: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """The native row, without what is empty."""
+        return msgspec.to_builtins(self)
+
+
+class Limits(NamedTuple):
+    """How large a record may be, and whether it must name an image (below `image_folder`, where one is given)."""
+
+    max_turns: int
+    max_chars: int
+    needs_image: bool = False
+    image_folder: str | None = None
 
 
 class Parsed(NamedTuple):
     """A usable record, and what was left out of it, by name and count."""
 
-    record: dict[str, Any]
+    record: Record
     notes: dict[str, int]
 
 
-def parse_row(raw: object, max_turns: int) -> Parsed:
-    """The native record of a raw row. Raises RejectedRow."""
-    if not isinstance(raw, dict):
-        raise RejectedRow("not_an_object", f"the row is {_kind(raw)}; it must be an object with conversations.")
-    form = _form(raw)
-    turns = [_turn(turn, number, form) for number, turn in enumerate(raw[form.turns], 1)]
-    _check_order(turns)
-    notes = {UNANSWERED: _cut_unanswered(turns), DROPPED_KEYS: int(_has_unused_keys(raw, form))}
-    if len(turns) > max_turns:
-        raise RejectedRow("too_many_turns", f"it has {len(turns)} turns, more than max_turns, {max_turns}.")
-    record = {"id": _identity(raw, turns), "conversations": turns}
-    if raw.get("tools"):
-        record["tools"] = _objects(raw["tools"], "tools")
-    _check_characters(record)
+def parse_row(raw: object, limits: Limits) -> Parsed:
+    """The record of a raw row in any of the three forms. Raises RejectedRow."""
+    form = recognise(raw)
+    record = _typed(raw, form)
+    _check_turns(record.conversations)
+    notes = {UNANSWERED: _cut_unanswered(record.conversations), DROPPED_KEYS: int(has_unused_keys(raw, form))}
+    count = len(record.conversations)
+    if count > limits.max_turns:
+        raise RejectedRow("too_many_turns", f"it has {count} turns, more than prepare.max_turns, {limits.max_turns}.")
+    _check_values(record, limits.max_chars)
+    notes[IMAGE_UNSEEN] = int(_check_image(record, limits))
+    record.id = record.id or conversation_key(record)
     return Parsed(record, {name: count for name, count in notes.items() if count})
 
 
-def conversation_key(record: dict) -> str:
+def conversation_key(record: Record) -> str:
     """Equal for records that say the same, whatever their ids."""
-    said = [record["conversations"], record.get("tools")]
+    said = [msgspec.to_builtins(record.conversations), record.tools or None]
+    said += [record.image] if record.image else []
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _form(raw: dict) -> Form:
-    present = [key for key in ("conversations", "messages") if raw.get(key) is not None]
-    if len(present) != 1:
-        found = "both" if present else f"neither, but {', '.join(map(repr, list(raw)[:5])) or 'no key at all'}"
-        detail = f"a row has either 'conversations' or 'messages'; this one has {found}."
-        raise RejectedRow("no_known_form", detail)
-    turns = raw[present[0]]
-    if not isinstance(turns, list) or not turns:
-        found = "an empty list" if turns == [] else _kind(turns)
-        raise RejectedRow("no_turns", f"{present[0]!r} is {found}; it must be a list of turns.")
-    if present == ["messages"]:
-        return OPENAI
-    return SHAREGPT if isinstance(turns[0], dict) and "from" in turns[0] else NATIVE
+def _typed(raw: dict, form: Form) -> Record:
+    row = native(raw, form)
+    try:
+        return msgspec.convert(row, Record)
+    except msgspec.ValidationError as error:
+        _refuse_type(str(error), row, form)
 
 
-def _turn(turn: object, number: int, form: Form) -> dict[str, Any]:
-    if not isinstance(turn, dict):
-        raise RejectedRow("turn_type", f"turn {number} is {_kind(turn)}; it must be an object.")
-    name, content = turn.get(form.role), turn.get(form.content)
-    if not isinstance(name, str) or name not in form.roles:
+def _refuse_type(message: str, row: dict, form: Form) -> NoReturn:
+    """msgspec says where a wrong type is; why it is wrong is said in words of the row's own form."""
+    turn, key = PLACE.search(message).group("turn", "key")
+    if turn is None:
+        if key == "id":
+            raise RejectedRow("bad_id", f"'id' is {kind(row['id'])}; it must be text or a whole number.")
+        if key == "image":
+            raise RejectedRow("bad_image", f"'image' is {kind(row['image'])}; it must be the image's path or address.")
+        raise RejectedRow("tools_type", f"'tools' is {kind(row['tools'])}; it must be a list of objects.")
+    number, value = int(turn) + 1, row["conversations"][int(turn)]
+    if not isinstance(value, dict):
+        raise RejectedRow("turn_type", f"turn {number} is {kind(value)}; it must be an object.")
+    if key == "role":
         known = ", ".join(form.roles)
-        raise RejectedRow("unknown_role", f"turn {number} has {form.role!r} {name!r:.40}; known are {known}.")
-    extra = {key: turn[key] for key in EXTRA_TURN_KEYS if turn.get(key)}
-    if "tool_calls" in extra:
-        _objects(extra["tool_calls"], f"'tool_calls' of turn {number}")
-        content = "" if content is None else content
-    if not isinstance(content, str):
-        detail = f"turn {number} has {_kind(content)} as {form.content!r}; it must be text."
-        raise RejectedRow("turn_type", detail)
-    if not content.strip() and "tool_calls" not in extra:
-        raise RejectedRow("empty_turn", f"turn {number} ({name}) is empty.")
-    return {"role": form.roles[name], "content": content, **extra}
+        raise RejectedRow("unknown_role", f"turn {number} has {form.role!r} {value['role']!r:.40}; known are {known}.")
+    if key == "tool_calls":
+        found = kind(value["tool_calls"])
+        raise RejectedRow("tools_type", f"'tool_calls' of turn {number} is {found}; it must be a list of objects.")
+    name = form.content if key == "content" else key
+    raise RejectedRow("turn_type", f"turn {number} has {kind(value[key])} as {name!r}; it must be text.")
 
 
-def _check_order(turns: list[dict]) -> None:
+def _check_turns(turns: list[Turn]) -> None:
     before = None
     for number, turn in enumerate(turns, 1):
-        if turn["role"] not in FOLLOWERS[before]:
+        if turn.role not in FOLLOWERS[before]:
             place = f"after {before}" if before else "at the start"
             due = " or ".join(FOLLOWERS[before])
-            detail = f"turn {number} is {turn['role']} {place}, where {due} is due."
-            raise RejectedRow("roles_out_of_order", detail)
-        before = turn["role"]
+            raise RejectedRow("roles_out_of_order", f"turn {number} is {turn.role} {place}, where {due} is due.")
+        if not turn.content.strip() and not turn.tool_calls:
+            raise RejectedRow("empty_turn", f"turn {number} ({turn.role}) is empty.")
+        before = turn.role
 
 
-def _cut_unanswered(turns: list[dict]) -> int:
+def _cut_unanswered(turns: list[Turn]) -> int:
     """Removes user and tool turns after the last answer: nothing is learnt from them. Returns how many."""
-    answered = max((n for n, turn in enumerate(turns, 1) if turn["role"] == "assistant"), default=0)
+    answered = max((n for n, turn in enumerate(turns, 1) if turn.role == "assistant"), default=0)
     if not answered:
         raise RejectedRow("no_answer", "it has no assistant turn.")
     cut = len(turns) - answered
@@ -134,57 +139,43 @@ def _cut_unanswered(turns: list[dict]) -> int:
     return cut
 
 
-def _has_unused_keys(raw: dict, form: Form) -> bool:
-    """Whether the row or a turn says more than the record keeps."""
-    used = {form.role, form.content, *EXTRA_TURN_KEYS}
-    rest = [raw.keys() - {"id", "tools", form.turns}, *(turn.keys() - used for turn in raw[form.turns])]
-    owners = [raw, *raw[form.turns]]
-    return any(owner[key] is not None for owner, keys in zip(owners, rest, strict=True) for key in keys)
-
-
-def _identity(raw: dict, turns: list[dict]) -> str:
-    identity = raw.get("id")
-    if identity is None or identity == "":
-        return conversation_key({"conversations": turns, "tools": raw.get("tools")})
-    if isinstance(identity, bool) or not isinstance(identity, str | int):
-        raise RejectedRow("bad_id", f"'id' is {_kind(identity)}; it must be text or a whole number.")
-    return str(identity)
-
-
-def _objects(value: object, name: str) -> list[dict]:
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise RejectedRow("tools_type", f"{name} is {_kind(value)}; it must be a list of objects.")
-    return value
-
-
-def _check_characters(record: dict) -> None:
+def _check_values(record: Record, max_chars: int) -> None:
     """Tokenizers and UTF-8 files take no lone surrogates; NUL is the mark of a damaged file."""
-    for text in _texts(record):
-        bad = next((char for char in text if char == "\0" or "\ud800" <= char <= "\udfff"), None)
+    length = 0
+    for text in _texts([record.id, record.image, record.tools, *map(msgspec.structs.astuple, record.conversations)]):
+        length += len(text)
+        if length > max_chars:
+            raise RejectedRow("too_long", f"it has more than prepare.max_chars, {max_chars}, characters.")
+        bad = NO_TEXT.search(text)
         if bad is not None:
-            found = "a NUL" if bad == "\0" else f"the lone surrogate U+{ord(bad):04X}"
+            found = "a NUL" if bad[0] == "\0" else f"the lone surrogate U+{ord(bad[0]):04X}"
             raise RejectedRow("bad_characters", f"it holds {found}, which is no valid text.")
 
 
 def _texts(value: object) -> Iterator[str]:
+    """All texts in a value, keys too. Raises RejectedRow where a tool holds what JSON cannot say."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key, item in value.items():
             yield str(key)
             yield from _texts(item)
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for item in value:
             yield from _texts(item)
+    elif not (value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))):
+        raise RejectedRow("tools_type", f"its tools hold {kind(value)} ({value!r:.40}), which JSON cannot say.")
 
 
-def _kind(value: object) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "text",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-    }
-    return "null" if value is None else names.get(type(value), type(value).__name__)
+def _check_image(record: Record, limits: Limits) -> bool:
+    """Raises RejectedRow where an image is missing; says whether one is named that nobody can look for."""
+    if not record.image:
+        if limits.needs_image:
+            raise RejectedRow("image_missing", "it names no image, and each row of this data set is about one.")
+        return False
+    if limits.image_folder is None:
+        return True
+    if not (Path(limits.image_folder) / record.image).is_file():
+        detail = f"its image {record.image!r:.200} is not in prepare.image_folder, {limits.image_folder}."
+        raise RejectedRow("image_missing", detail)
+    return False

@@ -1,51 +1,51 @@
-"""Which conversations are held out. No prompt of the evaluation occurs in training, in any turn."""
+"""Which conversations are held out. No prompt of the evaluation occurs in training, in any turn, nor nearly."""
 
 import hashlib
-import re
-from collections import defaultdict
+
+from specforge.data.forms import RejectedRow
+from specforge.data.near import NearIndex, normalise
+from specforge.data.records import Record
+
+HELD_OUT = "held_out_prompt"
 
 
-def normalise(text: str) -> str:
-    """Texts that differ in case, white space or punctuation only become equal."""
-    return re.sub(r"[\W_]+", " ", text.casefold()).strip()
-
-
-def user_prompts(record: dict) -> list[str]:
+def user_prompts(record: Record) -> list[str]:
     """The normalised user turns, in order."""
-    return [normalise(turn["content"]) for turn in record["conversations"] if turn["role"] == "user"]
+    return [normalise(turn.content) for turn in record.conversations if turn.role == "user"]
 
 
 class Split:
-    """Sides by a hash of the first prompt, so that they stay as they are when rows are added.
+    """Sides by a hash of the conversation's first prompt, whatever other rows there are and in whatever order.
 
-    `add` every record, then ask `is_test`. A held-out prompt that training says in a later turn would leak:
-    its conversations go to training as well, which may cost others their place, until nothing leaks.
+    The prompt stands for the conversation so that a question asked many times is on one side; by the whole
+    conversation nearly every common question would be held out once and lost to training.
+
+    `add` every record, then ask what leaks. Held out once is held out for good: a record of the other side that says
+    what a held-out conversation begins with, or nearly (see `near`), is the one that goes.
     """
 
-    def __init__(self, test_share: float, seed: int):
+    def __init__(self, test_share: float, seed: int, near_duplicate: float):
         self.bound, self.seed = test_share * 2**64, seed
-        self.moved = 0
-        self._train_later: set[bytes] = set()
-        self._test_later: dict[bytes, set[bytes]] = defaultdict(set)
-        self._test_count: dict[bytes, int] = defaultdict(int)
+        self._held_out = NearIndex(near_duplicate)
+        self._prompts: set[bytes] = set()
 
-    def add(self, record: dict) -> None:
-        first, *later = map(self._digest, user_prompts(record))
-        if int.from_bytes(first[:8], "big") >= self.bound:
-            self._train_later.update(later)
-        else:
-            self._test_count[first] += 1
-            self._test_later[first].update(later)
+    def add(self, record: Record) -> bool:
+        """Whether the record is held out, which depends on nothing but itself."""
+        prompt = user_prompts(record)[0]
+        digest = hashlib.sha256(f"{self.seed}:{prompt}".encode()).digest()[:16]
+        if int.from_bytes(digest[:8], "big") >= self.bound:
+            return False
+        if digest not in self._prompts:
+            self._prompts.add(digest)
+            self._held_out.add(record.id, prompt)
+        return True
 
-    def settle(self) -> None:
-        """Call once after the last `add`: moves what leaks to training and counts it in `moved`."""
-        while leaks := self._train_later & self._test_count.keys():
-            for first in leaks:
-                self.moved += self._test_count.pop(first)
-                self._train_later |= self._test_later.pop(first)
-
-    def is_test(self, record: dict) -> bool:
-        return self._digest(user_prompts(record)[0]) in self._test_count
-
-    def _digest(self, prompt: str) -> bytes:
-        return hashlib.sha256(f"{self.seed}:{prompt}".encode()).digest()[:16]
+    def leak(self, record: Record) -> RejectedRow | None:
+        """Why a record that is not held out may not be trained on either, None for nearly all."""
+        for number, prompt in enumerate(user_prompts(record), 1):
+            near = self._held_out.nearest(prompt)
+            if near is not None:
+                share, name = near
+                detail = f"user turn {number} says the first prompt of the held-out conversation {name!r:.80}"
+                return RejectedRow(HELD_OUT, f"{detail} (similarity {share:.2f}), so training may not hold it.")
+        return None

@@ -6,10 +6,14 @@ from random import Random
 
 import pytest
 
-from specforge.data.records import parse_row
-from specforge.data.split import user_prompts
+from specforge.data.near import normalise
+from specforge.data.records import Limits, parse_row
 from specforge.data.synthetic import KINDS, generate
 from specforge.data.wording import say
+
+
+def user_prompts(record):
+    return [normalise(turn["content"]) for turn in record["conversations"] if turn["role"] == "user"]
 
 
 def test_equal_seeds_give_equal_records():
@@ -21,7 +25,8 @@ def test_equal_seeds_give_equal_records():
 
 def test_every_record_is_a_valid_native_record():
     for record in generate(400, 0):
-        assert parse_row(record, 8) == (record, {})
+        parsed, notes = parse_row(record, Limits(8, 5000))
+        assert (parsed.plain(), notes) == (record, {})
 
 
 def test_wording_varies_but_prompts_repeat_now_and_then():

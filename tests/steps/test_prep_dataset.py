@@ -1,14 +1,16 @@
 import json
 from pathlib import Path
 
+import pyarrow
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from pyarrow import parquet
 
 from specforge.config.steps import Prepare
 from specforge.errors import UserError
 from specforge.files import read_json, read_jsonl, sha256_file
 from specforge.steps.prep_dataset import prep_dataset
+
+REAL = Path("/work/shared/data/sharegpt_sample.json")
 
 
 def chat(*texts, **keys):
@@ -110,21 +112,60 @@ def test_no_test_prompt_is_in_training(prep):
         for row in rows_of("train") for turn in row["conversations"] if turn["role"] == "user"
     }  # fmt: skip
     assert not {row["conversations"][0]["content"].casefold().strip("?") for row in rows_of("test")} & said
-    assert summary["train"] + summary["test"] == summary["kept"] == 140
+    assert summary["rejected_by_reason"]["held_out_prompt"] > 0
+    assert summary["train"] + summary["test"] == summary["kept"] == 140 - summary["rejected"]
 
 
-def test_a_moved_prompt_is_counted(prep):
+def test_a_row_that_says_a_held_out_prompt_is_listed_with_its_line(prep):
     prep(GOOD)
-    held = rows_of("test")
-    leaking = chat(
-        rows_of("train")[0]["conversations"][0]["content"],
-        "Yes.",
-        held[0]["conversations"][0]["content"],
-        "No.",
-    )
-    summary = prep([*GOOD, leaking])
-    assert summary["notes"] == {"test_conversations_moved_to_train": 1}
-    assert summary["test"] == len(held) - 1
+    held, train = rows_of("test"), rows_of("train")
+    ask, leaked = (side[0]["conversations"][0]["content"] for side in (train, held))
+    leaking = chat(ask, "Yes.", leaked, "No.", id="leaking")
+    summary = prep([leaking, *GOOD])
+    assert (summary["read"], summary["kept"], summary["rejected_by_reason"]) == (41, 40, {"held_out_prompt": 1})
+    assert (rows_of("test"), rows_of("train")) == (held, train)
+    (rejected,) = rows_of("rejected")
+    assert (rejected["row"], rejected["line"], rejected["reason"]) == (1, 1, "held_out_prompt")
+    assert json.loads(rejected["raw"]) == leaking
+    assert repr(held[0]["id"]) in rejected["detail"]
+
+
+def test_leaks_do_not_count_as_unusable_rows(prep):
+    prep(GOOD)
+    prompt = rows_of("test")[0]["conversations"][0]["content"]
+    first = rows_of("train")[0]["conversations"][0]["content"]
+    leaking = [chat(first, f"Yes {n}.", prompt, "No.") for n in range(30)]
+    assert prep([*GOOD, *leaking], max_rejected_share=0.0)["rejected_by_reason"] == {"held_out_prompt": 30}
+
+
+def test_where_the_rows_came_from_is_noted(prep, tmp_path):
+    summary = prep(GOOD, dataset=str(tmp_path / "rows.jsonl"))
+    assert (summary["source"], summary["revision"], summary["commit"]) == ("rows.jsonl", None, None)
+    assert prep(dataset="synthetic", sample_size=80)["source"] == "synthetic"
+
+
+def test_an_image_folder_must_exist_and_its_images_are_looked_for(prep):
+    rows = [row | {"image": f"pictures/{n % 2}.jpg"} for n, row in enumerate(GOOD)]
+    assert prep(rows)["notes"] == {"images_not_looked_for": 40}
+    assert rows_of("train")[0]["image"].startswith("pictures/")
+    with pytest.raises(UserError, match=r"prepare\.image_folder: elsewhere is not a folder"):
+        prep(rows, image_folder="elsewhere")
+    Path("pictures").mkdir()
+    Path("pictures/1.jpg").touch()
+    summary = prep(rows, image_folder=".", max_rejected_share=0.5)
+    assert (summary["rejected_by_reason"], summary["notes"]) == ({"image_missing": 20}, {})
+
+
+def test_parquet_gives_what_json_lines_give(prep):
+    expected = prep(GOOD)
+    parquet.write_table(pyarrow.Table.from_pylist(GOOD), "rows.parquet")
+    assert prep(dataset="rows.parquet")["sha256"] == expected["sha256"]
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="needs the sample of real conversations")
+def test_real_conversations_are_all_kept(prep):
+    summary = prep(dataset=str(REAL), test_share=0.06)
+    assert (summary["read"], summary["train"], summary["test"], summary["notes"]) == (210, 198, 12, {})
 
 
 def test_too_many_rejections_stop_the_step_after_they_are_listed(prep):
@@ -158,22 +199,3 @@ def test_a_row_nested_too_deeply_is_rejected(prep):
     turns = json.dumps({"conversations": GOOD[0]["conversations"]})[1:]
     summary = prep([*GOOD[1:], chat("Tools?", "Yes.", tools=tools), deep + turns], max_rejected_share=0.5)
     assert summary["read"] == summary["kept"] + summary["rejected"] == 41
-
-
-row_lines = st.one_of(
-    st.sampled_from([json.dumps(row) for row in [*GOOD[:6], *BAD.values()]]),
-    st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), max_size=20),
-    st.builds(lambda roles: json.dumps({"messages": [{"role": r, "content": "x"} for r in roles]}),
-              st.lists(st.sampled_from(["user", "assistant", "system", "tool", "x"]), max_size=5)),
-)  # fmt: skip
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(row_lines, max_size=12))
-def test_each_row_ends_in_exactly_one_place(prep, lines):
-    anchor = [chat("Anchor?", "Yes.", id="anchor")]
-    summary = prep([*anchor, *lines], split_eval=False, max_rejected_share=1.0)
-    rows = 1 + sum(bool(line.strip()) for line in lines)
-    assert summary["read"] == rows == len(rows_of("train")) + len(rows_of("rejected"))
-    assert (summary["kept"], summary["rejected"]) == (len(rows_of("train")), len(rows_of("rejected")))
-    assert sum(summary["rejected_by_reason"].values()) == summary["rejected"]

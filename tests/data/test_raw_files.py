@@ -1,0 +1,119 @@
+import json
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from specforge.data import raw_files
+from specforge.data.raw_files import read_file
+from specforge.errors import UserError
+
+ROWS = [{"id": str(n), "text": "x" * n, "deep": [{"n": n}, "[},]"]} for n in range(12)]
+
+
+def read(path):
+    return list(read_file(path))
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_an_array_gives_its_rows_and_their_lines(tmp_path, monkeypatch, indent, chunk):
+    monkeypatch.setattr(raw_files, "CHUNK", chunk)
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(ROWS, indent=indent) + "\n")
+    rows = read(path)
+    assert [row.value for row in rows] == ROWS
+    lines = path.read_text().splitlines()
+    assert all(lines[row.line - 1].strip().startswith(("{", "[{")) for row in rows)
+    assert len({row.line for row in rows}) == (1 if indent is None else len(ROWS))
+
+
+def test_numbers_at_the_edge_of_a_chunk_stay_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(raw_files, "CHUNK", 3)
+    path = tmp_path / "rows.json"
+    path.write_text("[12345, 6, 789012]")
+    assert [row.value for row in read(path)] == [12345, 6, 789012]
+
+
+def test_an_empty_array_has_no_rows(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(" [ ] ")
+    assert read(path) == []
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_json_lines_under_either_name(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("\ufeff" + "\n\n".join(map(json.dumps, ROWS)), encoding="utf-8")
+    rows = read(path)
+    assert [row.value for row in rows] == ROWS
+    assert [row.line for row in rows] == list(range(1, 2 * len(ROWS), 2))
+
+
+def test_bad_lines_are_rows_with_an_error(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": \n{"a": NaN}\n"\xff"\n' + b"[" * 200_000 + b'\n{"a": 2}\n')
+    good, cut, nan, bytes_, deep, last = read(path)
+    assert (good.value, last.value, last.line) == ({"a": 1}, {"a": 2}, 6)
+    assert all(row.error and "not JSON" in row.error for row in (cut, nan, deep))
+    assert (cut.line, cut.value) == (2, '{"a": ')
+    assert bytes_.value == "\udcff"
+
+
+@pytest.mark.parametrize("text", ['[\n{"a": 1},\n{"b": 2}', '[\n{"a": 1}\n{"b": 2}]', '[1,\n{"a"}]', "[1]\n2", "[1,]"])
+def test_a_broken_array_is_named_with_its_line(tmp_path, text):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"rows\.json is not a whole JSON array: .* line \d+; mend it\."):
+        read(path)
+
+
+def test_a_line_beyond_the_limit_is_passed_over_and_not_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(raw_files, "ROW_LIMIT", 5000)
+    monkeypatch.setattr(raw_files, "CHUNK", 512)
+    path = tmp_path / "rows.jsonl"
+    fits = '"' + "y" * 4997 + '"'
+    path.write_text("\n".join(['{"a": 1}', '"' + "x" * 20_000 + '"', fits, '{"a": 2}', "z" * 9000]))
+    first, long, whole, last, end = read(path)
+    assert (first.value, whole.value, last.value) == ({"a": 1}, "y" * 4997, {"a": 2})
+    assert [long.line, whole.line, last.line, end.line] == [2, 3, 4, 5]
+    assert long.error == end.error == "the line exceeds 5000 bytes."
+    assert len(long.value) == raw_files.EXCERPT
+
+
+def test_an_element_beyond_the_limit_stops_an_array(tmp_path, monkeypatch):
+    monkeypatch.setattr(raw_files, "ROW_LIMIT", 5000)
+    monkeypatch.setattr(raw_files, "CHUNK", 512)
+    path = tmp_path / "rows.json"
+    path.write_text('[\n1,\n"' + "x" * 90_000)
+    with pytest.raises(UserError, match=r"the row exceeds 5000 characters or never ends, at or after line 3; mend it"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.json"])
+def test_parquet_is_known_by_its_first_bytes(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(raw_files, "PARQUET_ROWS", 5)
+    path = tmp_path / name
+    turns = [{"role": "user", "content": "Hi?", "tool_calls": None}, {"role": "assistant", "content": "Hello."}]
+    parquet.write_table(pyarrow.Table.from_pylist([{"id": n, "conversations": turns} for n in range(12)]), path)
+    rows = read(path)
+    assert [row.line for row in rows] == list(range(1, 13))
+    assert rows[11].value["id"] == 11
+    assert rows[11].value["conversations"][1] == {"role": "assistant", "content": "Hello.", "tool_calls": None}
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"PAR1" + bytes(500), lambda data: b"PAR1"])
+def test_a_damaged_parquet_file_is_named(tmp_path, damage):
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([{"id": "a"}]), path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=r"rows\.parquet is a damaged Parquet file, at or after row 1 \(.*anew"):
+        read(path)
+
+
+def test_an_array_called_json_lines_is_still_an_array(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(ROWS, indent=1))
+    assert [row.value for row in read(path)] == ROWS
+    path.write_text("[1]\n[2]\n")
+    assert [row.value for row in read(path)] == [[1], [2]]
