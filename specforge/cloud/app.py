@@ -44,11 +44,11 @@ def _with_package(image: modal.Image) -> modal.Image:
     return image.add_local_python_source("specforge", ignore=["**/*.pyc"])
 
 
-_DATA = ("datasets", "httpx", "huggingface-hub", "modal", "pydantic")
+_DATA = ("datasets", "httpx", "huggingface-hub", "modal", "msgspec", "pydantic")
 LIGHT = _with_package(_locked(*_DATA))
 TRAINING = _with_package(_locked(*_DATA, "jinja2", "numpy", "safetensors", "torch", "transformers", "wandb"))
 SERVING = _with_package(
-    modal.Image.from_registry(SGLANG).entrypoint([]).uv_pip_install("datasets>=4", "httpx", "pydantic>=2.10")
+    modal.Image.from_registry(SGLANG).entrypoint([]).uv_pip_install("datasets>=4", "httpx", "msgspec", "pydantic>=2.10")
 )
 
 
