@@ -11,6 +11,7 @@ rule deploy_app:
     priority: 100
     resources:
         mem_mb=WAITING_MB,
+        local_mb=WAITING_MB,
         runtime=60,
         gpu=0,
     params:

@@ -35,18 +35,27 @@ wildcard_constraints:
     lr=RATE_PATTERN,
 
 
-# However many cores are asked for, steps that compute here share this machine's; steps that wait do not count.
+# However many cores are asked for, steps that compute here share this machine's; steps that wait do not count. The
+# names are our own: Snakemake cuts a resource to what is registered, and what a job asks of a node that another
+# executor finds for it (mem_mb, gpu) must not be cut to what the submitting machine has. Nor are nodes' jobs counted.
 for resource, amount in {
     "local_cpus": (
         len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count()
     ),
-    "mem_mb": psutil.virtual_memory().total // 2**20,
-    "gpu": len(visible()),
+    "local_mb": psutil.virtual_memory().total // 2**20,
+    "local_gpus": len(visible()),
 }.items():
     if resource not in workflow.global_resources:
         workflow.register_resource(resource, amount)
+
+
+resource_scopes:
+    local_cpus="local",
+    local_mb="local",
+    local_gpus="local",
+
 
 ON_MODAL = cfg.backend == "modal"
 WAITING_MB = 200  # of a script that waits for a call
@@ -78,14 +87,23 @@ def place(rule):
 
 
 def here(amount, waiting=0):
-    """What a job claims of this machine: nothing but `waiting` when it computes elsewhere."""
+    """What a job claims: nothing but `waiting` when it computes elsewhere."""
     return waiting if ON_MODAL else amount
 
 
-def gpus(rule):
-    """GPUs that a job claims here, or of the node that an executor finds for it."""
+def claims(rule, cpus, mem_mb):
+    """What a job of a rule asks of the node that runs it, `mem_mb` with the tiny target, and of this one if it does."""
     needed = cfg.gpus(rule)
-    return here(needed.count if needed else 0)
+    gpus = here(needed.count if needed else 0)
+    memory = here(cfg.memory_mb(rule, mem_mb), WAITING_MB)
+    return {
+        "mem_mb": memory,
+        "gpu": gpus,
+        "nodes": 1,
+        "local_cpus": here(cpus),
+        "local_mb": memory,
+        "local_gpus": gpus,
+    }
 
 
 def loss_weights(wildcards):

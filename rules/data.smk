@@ -8,10 +8,8 @@ rule prep_dataset:
         f"logs/prep_dataset/{cfg.dataset_name}.log",
     threads: 1
     resources:
-        local_cpus=here(1),
-        mem_mb=here(cfg.memory_mb("prep_dataset", 2000), WAITING_MB),
+        **claims("prep_dataset", cpus=1, mem_mb=2000),
         runtime=120,
-        gpu=gpus("prep_dataset"),
     params:
         dataset=cfg.dataset,
         version=source_version(cfg.dataset),
@@ -37,10 +35,8 @@ rule regenerate_dataset:
         f"logs/regenerate_dataset/{PREFIX}.log",
     threads: 2
     resources:
-        local_cpus=here(2),
-        mem_mb=here(cfg.memory_mb("regenerate_dataset", 4000), WAITING_MB),
+        **claims("regenerate_dataset", cpus=2, mem_mb=4000),
         runtime=1440,
-        gpu=gpus("regenerate_dataset"),
     params:
         settings=recipe("regenerate"),
         placement=placement("regenerate"),
@@ -62,10 +58,8 @@ rule preprocess_dataset:
         f"logs/preprocess_dataset/{PREFIX}.log",
     threads: 1
     resources:
-        local_cpus=here(1),
-        mem_mb=here(cfg.memory_mb("preprocess_dataset", 2000), WAITING_MB),
+        **claims("preprocess_dataset", cpus=1, mem_mb=2000),
         runtime=240,
-        gpu=gpus("preprocess_dataset"),
     params:
         settings=recipe("preprocess"),
         max_length=cfg.max_length,

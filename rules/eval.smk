@@ -11,10 +11,8 @@ rule evaluate:
         f"logs/evaluate/{PREFIX}/{{ablation}}/lr{{lr}}.log",
     threads: 1
     resources:
-        local_cpus=here(1),
-        mem_mb=here(cfg.memory_mb("evaluate", 2000), WAITING_MB),
+        **claims("evaluate", cpus=1, mem_mb=2000),
         runtime=240,
-        gpu=gpus("evaluate"),
     params:
         settings=recipe("evaluate"),
         chat_template=cfg.preprocess.chat_template,
@@ -55,6 +53,7 @@ rule report:
     resources:
         local_cpus=1,
         mem_mb=1000,
+        local_mb=1000,
         runtime=10,
         gpu=0,
     params:

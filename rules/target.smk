@@ -8,10 +8,8 @@ rule train_tiny_target:
         "logs/train_tiny_target/{name}.log",
     threads: 2
     resources:
-        local_cpus=here(2),
-        mem_mb=here(cfg.memory_mb("train_tiny_target", 3000), WAITING_MB),
+        **claims("train_tiny_target", cpus=2, mem_mb=3000),
         runtime=30,
-        gpu=gpus("train_tiny_target"),
     params:
         settings=recipe("tiny_target"),
         max_length=cfg.max_length,
@@ -33,9 +31,8 @@ rule download_model:
         target=rf"(?!tiny-){NAME}",
     threads: 1
     resources:
-        mem_mb=here(cfg.memory_mb("download_model", 2000), WAITING_MB),
+        **claims("download_model", cpus=0, mem_mb=2000),
         runtime=240,
-        gpu=gpus("download_model"),
     params:
         model=cfg.target_model,
         skip_download=untracked(cfg.skip_download),

@@ -13,10 +13,8 @@ rule run_training:
         f"logs/run_training/{PREFIX}/{{ablation}}/lr{{lr}}.log",
     threads: 1
     resources:
-        local_cpus=here(1),
-        mem_mb=here(cfg.memory_mb("run_training", 2000), WAITING_MB),
+        **claims("run_training", cpus=1, mem_mb=2000),
         runtime=1440,
-        gpu=gpus("run_training"),
         modal_runs=here(0, 1),
     params:
         weights=loss_weights,

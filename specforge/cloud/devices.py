@@ -48,7 +48,9 @@ def leased(count: int) -> Iterator[list[str]]:
 
 def _take(names: list[str], wanted: int, stack: ExitStack) -> list[str]:
     """All at once or none, so that two jobs never wait for each other."""
-    folder = Path(tempfile.gettempdir()) / f"specforge-gpus-{os.getuid()}"
+    # Slurm numbers a job's GPUs from 0 where it hides the others: the same name in two of its jobs is two GPUs
+    allocation = os.environ.get("SLURM_JOB_ID", "")
+    folder = Path(tempfile.gettempdir()) / f"specforge-gpus-{os.getuid()}{allocation and '-'}{allocation}"
     folder.mkdir(exist_ok=True)
     told = False
     while True:

@@ -15,6 +15,7 @@ from modal import exception as raised
 
 from specforge.cloud import ledger
 from specforge.cloud.deploy import ensure_deployed
+from specforge.cloud.detached import Detached
 from specforge.cloud.errors import PASSING, explain
 from specforge.cloud.job import Job
 from specforge.cloud.mirror import Mirror, gone, read_receipt
@@ -33,10 +34,6 @@ RESTARTS = 3  # of a call whose inputs changed under it
 
 
 _leaving = threading.Event()  # a broken stream is nothing to tell of then
-
-
-class Detached(SystemExit):
-    """Ctrl-C or SIGTERM came while a call was waited for; the call goes on."""
 
 
 @dataclass
@@ -84,9 +81,7 @@ class Remote:
         if answer is None:
             return None
         if missing := self.mirror.missing(answer["files"]):
-            log.warning(
-                "%s: made before, but gone from the volume or changed there; it is made anew", ", ".join(missing)
-            )
+            log.warning("made before, but gone from the volume or changed there, so made anew: %s", ", ".join(missing))
             return None
         record = ledger.find(work)
         if record:
@@ -232,11 +227,14 @@ def _who(record: dict[str, Any]) -> tuple[str, str]:
 
 @contextmanager
 def _telling(call: modal.FunctionCall) -> Iterator[None]:
-    """The container's words as they come, to the last one when the block ends well."""
+    """The container's words as they come, to the last one when the call is over."""
     teller = threading.Thread(target=_tell, args=(call,), daemon=True)
     teller.start()
-    yield
-    teller.join(LAST_WORDS_SECONDS)
+    try:
+        yield
+    finally:
+        if not _leaving.is_set():
+            teller.join(LAST_WORDS_SECONDS)
 
 
 def _tell(call: modal.FunctionCall) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import modal
 
+from specforge.cloud.detached import Detached
 from specforge.cloud.devices import leased
 from specforge.cloud.job import Job
 from specforge.cloud.mirror import read_receipt
@@ -55,6 +56,9 @@ def told(log_file: str, action: Callable[..., Any], **arguments: Any) -> Any:
     except UserError as error:
         log.error("Error: %s", error)
         sys.exit(1)
+    except Detached as leaving:
+        logging.shutdown()
+        os._exit(leaving.code)  # the client would tell of its cut streams at length
     except Exception:
         log.exception("A defect of SpecForge, not of your input; the log is %s", log_file)
         raise
