@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from specforge.config.steps import Preprocess
 from specforge.data.chat import ChatEncoder
+from specforge.data.template import Chat
 from specforge.data.vocab import coverage, draft_vocabulary
 from specforge.errors import UserError
 from specforge.files import read_json, sha256_file, write_jsonl
@@ -112,10 +113,10 @@ def test_a_first_answer_that_does_not_fit_is_cut_within(encoder):
 
 def test_a_template_from_a_file_replaces_the_tokenizers(tokenizer, tmp_path):
     (tmp_path / "chat.jinja").write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}>")
-    encoder = ChatEncoder(tokenizer, str(tmp_path / "chat.jinja"))
+    encoder = ChatEncoder(tokenizer, Chat.choose(str(tmp_path / "chat.jinja")))
     assert tokenizer.decode(encoder.prompt([QUESTION])) == "[How many apples?]>"
-    with pytest.raises(UserError, match=r"preprocess\.chat_template: .*none\.jinja is not a file"):
-        ChatEncoder(tokenizer, str(tmp_path / "none.jinja"))
+    with pytest.raises(UserError, match=r"chat_template: .*none\.jinja is neither a file nor a shipped template"):
+        Chat.choose(str(tmp_path / "none.jinja"))
 
 
 @pytest.mark.parametrize(("gone", "named"), [("chat_template", "chat template"), ("eos_token", "end token")])
