@@ -8,6 +8,7 @@ from snakemake.exceptions import WorkflowError
 from specforge.config import load_config
 from specforge.config.rates import RATE_PATTERN
 from specforge.config.schema import NAME
+from specforge.data.template import Chat
 from specforge.errors import UserError
 from specforge.fingerprint import code_version
 from specforge.sources import source_input, source_version
@@ -16,6 +17,7 @@ try:
     cfg = load_config(
         {key: value for key, value in config.items() if key != "pathvars"}
     )
+    CHAT = Chat.choose(cfg.chat_template, cfg.chat_template_kwargs)
 except UserError as error:
     raise WorkflowError(f"config: {error}") from None
 
@@ -40,6 +42,7 @@ for resource, amount in {
     if resource not in workflow.global_resources:
         workflow.register_resource(resource, amount)
 
+PREPROCESS_CORES = min(8, workflow.global_resources["local_cpus"])
 DATASET, TARGET, PREFIX = cfg.dataset_name, cfg.target_name, cfg.prefix
 TARGET_FILE = f"checkpoints/targets/{TARGET}/target.json"
 HELD_OUT = {"test": f"datasets/{DATASET}_test.jsonl"} if cfg.split_eval else {}

@@ -42,6 +42,8 @@ rule regenerate_dataset:
         runtime=1440,
     params:
         settings=recipe("regenerate"),
+        chat=CHAT.recipe(),
+        template=untracked(CHAT.text),
         placement=placement("regenerate"),
         work=f"datasets/{PREFIX}/.work",
         code=code_version("regenerate_dataset"),
@@ -58,12 +60,15 @@ rule preprocess_dataset:
         **CACHE,
     log:
         f"logs/preprocess_dataset/{PREFIX}.log",
+    threads: PREPROCESS_CORES
     resources:
-        local_cpus=1,
+        local_cpus=PREPROCESS_CORES,
         mem_mb=2000,
         runtime=240,
     params:
         settings=recipe("preprocess"),
+        chat=CHAT.recipe(),
+        template=untracked(CHAT.text),
         max_length=cfg.max_length,
         code=code_version("preprocess_dataset"),
         backend=untracked(cfg.backend),

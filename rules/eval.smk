@@ -14,7 +14,8 @@ rule evaluate:
         runtime=240,
     params:
         settings=recipe("evaluate"),
-        chat_template=cfg.preprocess.chat_template,
+        chat=CHAT.recipe(),
+        template=untracked(CHAT.text),
         work=f"{RESULT}/.work",
         code=code_version("evaluate"),
         backend=untracked(cfg.backend),

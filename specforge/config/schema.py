@@ -1,7 +1,7 @@
 """The whole of config.yaml, typed. Options of the sweep are flat keys, so that --config works like a command line."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -59,6 +59,8 @@ class Config(Section):
     ablation_lrs: Annotated[tuple[tuple[str, str], ...] | None, BeforeValidator(_pairs)] = None
     num_epochs: Annotated[Int, Field(ge=1)] = 10
     max_length: Annotated[Int, Field(ge=16)] = 2048
+    chat_template: Annotated[str, Field(min_length=1)] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], Field(default_factory=dict)]
     output_prefix: Annotated[str, Field(pattern=f"^{NAME}$")] | None = None
     skip_download: Flag = False
     single_gpu: Flag = False
