@@ -75,7 +75,6 @@ class ChatEncoder:
             raise UserError("The target's tokenizer has no end token; choose a chat model as target_model.")
         self.encode = TextEncoder(tokenizer)
         self.cuts = safe_cuts(tokenizer, template_source(tokenizer), self.end_ids)
-        self._texts = {token: tokenizer.convert_ids_to_tokens(token) for token in self.end_ids}
         self._frames: dict[tuple, Frame | None] = {}
         self._ends: dict[str, int] = {}
         self._calls: set[int] = set()
@@ -134,9 +133,9 @@ class ChatEncoder:
         self, turn: dict, messages: list[dict], tools: list | None, prompt: str, tail: str
     ) -> tuple[str, int, int, bool] | None:
         """Text of the completion, where learning starts in it, its end token, whether it ended."""
-        if turn.get("tool_calls"):
-            return self._call(messages, tools, prompt)
         plain = self._frame(messages[:-1], tools, tail, False)
+        if turn.get("tool_calls"):
+            return self._call(messages, tools, prompt, {*self.end_ids, self._end(plain)})
         thinking = self._frame(messages[:-1], tools, tail, True)
         words = completion(turn, plain, thinking, self.train_on_reasoning)
         if words is None:
@@ -151,11 +150,14 @@ class ChatEncoder:
         """The end tokens of the answers so far."""
         return set(self._ends.values()) | self._calls
 
-    def _call(self, messages: list[dict], tools: list | None, prompt: str) -> tuple[str, int, int, bool] | None:
+    def _call(
+        self, messages: list[dict], tools: list | None, prompt: str, ends: set[int]
+    ) -> tuple[str, int, int, bool] | None:
         """A turn of tool calls in the template's words; None where these do not continue the prompt."""
         whole = self.render(messages, tools, False)
-        places = {whole.rfind(text, len(prompt)): token for token, text in self._texts.items() if text in whole}
-        place = max(places, default=-1)
+        spelled = {token: self.tokenizer.convert_ids_to_tokens(token) for token in ends}
+        places = {whole.rfind(text, len(prompt)): token for token, text in spelled.items()}
+        place = max(places)
         if place < 0 or not whole.startswith(prompt):
             return None
         self._calls.add(places[place])
