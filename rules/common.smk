@@ -30,19 +30,18 @@ wildcard_constraints:
     lr=RATE_PATTERN,
 
 
+CPUS = (
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+)
 # However many cores are asked for, steps that compute here share this machine's; steps that wait do not count.
 for resource, amount in {
-    "local_cpus": (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count()
-    ),
+    "local_cpus": CPUS,
     "mem_mb": psutil.virtual_memory().total // 2**20,
 }.items():
     if resource not in workflow.global_resources:
         workflow.register_resource(resource, amount)
 
-PREPROCESS_CORES = min(8, workflow.global_resources["local_cpus"])
+PREPROCESS_CORES = min(8, CPUS)
 DATASET, TARGET, PREFIX = cfg.dataset_name, cfg.target_name, cfg.prefix
 TARGET_FILE = f"checkpoints/targets/{TARGET}/target.json"
 HELD_OUT = {"test": f"datasets/{DATASET}_test.jsonl"} if cfg.split_eval else {}

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 Render = Callable[[list[dict], list | None, bool], str]
 THOUGHT, ANSWER = "specforge0thought", "specforge0answer"  # stand-ins that no template changes
-THINK = "<think>"
+THINK, THOUGHT_OVER = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,10 @@ class Frame:
         return self.opening.strip(), self.middle.strip()
 
 
+# Where a template has no words of its own: what such models write, and what servers' parsers take apart.
+CONVENTION = (f"{THINK}\n", f"\n{THOUGHT_OVER}\n\n")
+
+
 class Words(NamedTuple):
     """A completion's text, from which of its characters on it is learnt, and whether it came to its end."""
 
@@ -31,10 +35,10 @@ class Words(NamedTuple):
     ended: bool
 
 
-def read_frame(render: Render, messages: list[dict], tools: list | None, tail: str, reasoned: bool) -> Frame | None:
+def read_frame(render: Render, messages: list[dict], tools: list | None, tail: str, reasoned: bool) -> Frame:
     """How the template writes an answer to `messages`, seen from one with stand-ins for its words.
 
-    `tail` is the end of the prompt from its last special token on. None when it writes no reasoning.
+    `tail` is the end of the prompt from its last special token on.
     """
     turn = {"role": "assistant", "content": ANSWER}
     if reasoned:
@@ -42,21 +46,24 @@ def read_frame(render: Render, messages: list[dict], tools: list | None, tail: s
     prompt, whole = render(messages, tools, True), render([*messages, turn], tools, False)
     before, found, after = whole.rpartition(ANSWER)
     if not found:  # a template that ignores what it is told; the tokenizer's own end token must do
-        return None if reasoned else Frame("", "", "")
-    if reasoned and THOUGHT not in before:
-        opened = prompt.rstrip("\n").endswith(THINK)  # the prompt opens it and history drops it, as DeepSeek-R1's
-        blank = "\n" if prompt.endswith("\n") else ""
-        return Frame("", f"{blank}</think>{blank * 2}", after) if opened else None
+        before = after = ""
     if before.startswith(prompt):
         said = before[len(prompt) :]
     else:
         said = before.rpartition(tail)[2] if tail and tail in before else ""
-    opening, _, middle = said.rpartition(THOUGHT) if reasoned else ("", "", said)
-    return Frame(opening, middle, after)
+    if not reasoned:
+        return Frame("", said, after)
+    if THOUGHT in said:
+        opening, _, middle = said.rpartition(THOUGHT)
+        return Frame(opening, middle, after)
+    if prompt.rstrip("\n").endswith(THINK):  # the prompt opens it and history drops it, as DeepSeek-R1's does
+        blank = "\n" if prompt.endswith("\n") else ""
+        return Frame("", f"{blank}{THOUGHT_OVER}{blank * 2}", after)
+    return Frame(*CONVENTION, after)
 
 
-def completion(turn: dict[str, Any], plain: Frame, thinking: Frame | None, learn_reasoning: bool) -> Words | None:
-    """The text that the target generated for `turn`; None when its template has no words for the turn's reasoning.
+def completion(turn: dict[str, Any], plain: Frame, thinking: Frame, learn_reasoning: bool) -> Words:
+    """The text that the target generated for `turn`.
 
     Reasoning that a server kept apart goes back where the template has it. An answer that holds its reasoning itself
     is taken as it is. Any other gets what the template writes before it, such as a channel's name or an empty
@@ -65,8 +72,6 @@ def completion(turn: dict[str, Any], plain: Frame, thinking: Frame | None, learn
     content, reasoning = turn["content"], turn.get("reasoning")
     cut = turn.get("finish_reason") == "length"
     if reasoning is not None:
-        if thinking is None:
-            return None
         thought = thinking.opening + reasoning.strip("\n")
         if cut and not content:
             return Words(thought, 0 if learn_reasoning else len(thought), False)
@@ -75,7 +80,7 @@ def completion(turn: dict[str, Any], plain: Frame, thinking: Frame | None, learn
     held = _held_reasoning(content, thinking)
     if held is not None:
         return Words(content, 0 if learn_reasoning else held, not cut)
-    opened = thinking is not None and not thinking.opening
+    opened = not thinking.opening
     if opened and cut:  # the prompt began a thought, and this is its beginning
         return Words(content, 0 if learn_reasoning else len(content), False)
     lead = plain.middle or (thinking.middle if opened else "")
@@ -85,15 +90,15 @@ def completion(turn: dict[str, Any], plain: Frame, thinking: Frame | None, learn
     return Words(lead + content, learnt_from, not cut)
 
 
-def _held_reasoning(content: str, thinking: Frame | None) -> int | None:
+def _held_reasoning(content: str, thinking: Frame) -> int | None:
     """Where the answer begins in a text that holds its reasoning, its end when that was cut; None without reasoning."""
-    opening, closing = thinking.marks if thinking else ("", "")
+    opening, closing = thinking.marks
     if closing and closing in content:
         answer = content.rpartition(closing)[2].lstrip("\n")
         return len(content) - len(answer)
     return len(content) if opening and content.lstrip().startswith(opening) else None
 
 
-def _is_reasoning(lead: str, thinking: Frame | None) -> bool:
+def _is_reasoning(lead: str, thinking: Frame) -> bool:
     """Whether what the template writes before an answer is an empty thought."""
-    return thinking is not None and bool(lead) and lead.split() == (thinking.opening + thinking.middle).split()
+    return bool(lead) and lead.split() == (thinking.opening + thinking.middle).split()

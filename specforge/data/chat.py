@@ -21,8 +21,6 @@ from specforge.data.encoding import TextEncoder, safe_cuts
 from specforge.data.template import Chat, history, template_source
 from specforge.errors import UserError
 
-KEPT_TAIL = 200  # characters; a longer end of a prompt is the user's words, not the template's
-
 
 @dataclass
 class Sequence:
@@ -74,8 +72,10 @@ class ChatEncoder:
         if not self.end_ids:
             raise UserError("The target's tokenizer has no end token; choose a chat model as target_model.")
         self.encode = TextEncoder(tokenizer)
-        self.cuts = safe_cuts(tokenizer, template_source(tokenizer), self.end_ids)
-        self._frames: dict[tuple, Frame | None] = {}
+        self._source = template_source(tokenizer)
+        self.cuts = safe_cuts(tokenizer, self._source, self.end_ids)
+        self.skipped_calls = 0
+        self._frames: dict[tuple, Frame] = {}
         self._ends: dict[str, int] = {}
         self._calls: set[int] = set()
         self._tails: dict[str, list[int]] = {}
@@ -90,8 +90,7 @@ class ChatEncoder:
     def sequences(self, turns: list[dict], tools: list | None = None) -> Iterator[Sequence]:
         """One sequence for a conversation, or several where its template does not keep the prefix.
 
-        Raises jinja2.TemplateError or TypeError when the template refuses the conversation, UserError when it has no
-        words for a turn's reasoning.
+        Raises jinja2.TemplateError or TypeError when the template refuses the conversation.
         """
         answers = self.answers(turns, tools)
         return self._assemble(answers, iter(self.encode([text for answer in answers for text in pieces(answer)])))
@@ -120,6 +119,7 @@ class ChatEncoder:
             tail = self._tail(prompt)
             said = self._said(turn, messages[: index + 1], tools, prompt, tail)
             if said is None:
+                self.skipped_calls += 1
                 continue
             text, learnt_from, end, ended = said
             follows = before is not None and prompt.startswith(before[0] + before[1])
@@ -138,11 +138,6 @@ class ChatEncoder:
             return self._call(messages, tools, prompt, {*self.end_ids, self._end(plain)})
         thinking = self._frame(messages[:-1], tools, tail, True)
         words = completion(turn, plain, thinking, self.train_on_reasoning)
-        if words is None:
-            raise UserError(
-                "An answer has reasoning of its own, and the chat template says nowhere how that is written; name a "
-                "template that reads reasoning_content in chat_template, or regenerate without a reasoning parser."
-            )
         return words.text, words.learnt_from, self._end(plain), words.ended
 
     @property
@@ -163,7 +158,7 @@ class ChatEncoder:
         self._calls.add(places[place])
         return whole[len(prompt) : place], 0, places[place], True
 
-    def _frame(self, messages: list[dict], tools: list | None, tail: str, reasoned: bool) -> Frame | None:
+    def _frame(self, messages: list[dict], tools: list | None, tail: str, reasoned: bool) -> Frame:
         """Read once for each kind of turn that an answer follows."""
         key = (messages[-1]["role"] if messages else None, bool(tools), tail, reasoned)
         if key not in self._frames:
@@ -179,15 +174,15 @@ class ChatEncoder:
         return self._ends[plain.after]
 
     def _tail(self, prompt: str) -> str:
-        """The prompt's end from its last cut on; "" when it has none."""
+        """The prompt's end from its last cut on; "" when it has none, or holds more than the template's own words."""
         known = next((tail for tail in self._tails if prompt.endswith(tail)), None)
         if known is not None:
             return known
-        place = max((prompt.rfind(text) for text in self.cuts), default=-1)
-        tail = prompt[place:] if place >= 0 else ""
-        if tail and len(tail) <= KEPT_TAIL:
-            self._tails[tail] = self.encode.one(tail)
-        return tail
+        place, last = max(((prompt.rfind(text), text) for text in self.cuts), default=(-1, ""))
+        if place < 0 or prompt[place + len(last) :].strip() not in self._source:
+            return ""
+        self._tails[prompt[place:]] = self.encode.one(prompt[place:])
+        return prompt[place:]
 
     def _assemble(self, answers: list[Answer], ids: Iterator[list[int]]) -> Iterator[Sequence]:
         """Puts the encoded pieces of one conversation together."""
@@ -211,7 +206,7 @@ class ChatEncoder:
 
     def _say(self, sequence: Sequence, answer: Answer, said: list[int]) -> bool:
         """Adds the completion; `said` are the ids of tail and text. Says whether they fall apart between the two."""
-        tail = self._tails.get(answer.tail) or (self.encode.one(answer.tail) if answer.tail else [])
+        tail = self._tails[answer.tail] if answer.tail else []
         kept = said[: len(tail)] == tail
         said = said[len(tail) :] if kept else self.encode.one(answer.text)
         if answer.learnt_from:

@@ -38,7 +38,7 @@ class Tokenizing:
     max_length: int
 
     def __call__(self, records: list[Record]) -> Result:
-        tally, rows = Tally(conversations=len(records)), []
+        tally, rows, skipped = Tally(conversations=len(records)), [], self.encoder.skipped_calls
         for record, found in zip(records, self.encoder.encode_all(records), strict=True):
             if isinstance(found, str):
                 tally.refuse(record["id"], found)
@@ -47,6 +47,7 @@ class Tokenizing:
             rows += [row for row in taken if row is not None]
         tally.count(rows)
         tally.ends |= self.encoder.ends_used
+        tally.skipped_calls = self.encoder.skipped_calls - skipped
         return to_batch(rows), tally
 
 
@@ -99,12 +100,9 @@ class Process:
     def ask(self, chunk: list[Record]) -> Result:
         self._send(chunk)
         try:
-            result = pickle.load(self._child.stdout)
+            return pickle.load(self._child.stdout)
         except (EOFError, pickle.UnpicklingError):
             raise self._ended() from None
-        if isinstance(result, UserError):
-            raise result
-        return result
 
     def _send(self, value: Any) -> None:
         try:

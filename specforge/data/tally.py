@@ -26,6 +26,7 @@ class Tally:
     within: int = 0  # of the truncated, those cut within their first answer
     cut_tokens: int = 0
     empty: int = 0
+    skipped_calls: int = 0  # turns of tool calls whose words are not what follows their prompt
     supervised: Counter[int] = field(default_factory=Counter)
     longest: list[tuple[int, str]] = field(default_factory=list)  # as kept
     wholes: list[tuple[int, str]] = field(default_factory=list)  # before any cut
@@ -66,7 +67,8 @@ class Tally:
 
     def add(self, later: "Tally") -> None:
         """Takes in the counts of the chunk that follows."""
-        for name in ("conversations", "refused", "sequences", "tokens", "truncated", "within", "cut_tokens", "empty"):
+        for name in ("conversations", "refused", "sequences", "tokens", "truncated", "within", "cut_tokens", "empty",
+                     "skipped_calls"):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(later, name))
         self.supervised.update(later.supervised)
         self.longest = _longest([*self.longest, *later.longest])

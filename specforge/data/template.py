@@ -14,7 +14,6 @@ from specforge.files import write_text
 
 SHIPPED = Path(__file__).parent / "templates"
 OWN = "tokenizer"
-NOT_SENT = ("finish_reason", "reasoning")
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,12 @@ class Chat:
 
 
 def history(turns: list[dict]) -> list[dict]:
-    """Turns as a client sends them: without what was recorded about an answer."""
-    return [{key: value for key, value in turn.items() if key not in NOT_SENT} for turn in turns]
+    """Turns as a client sends them; the template decides what of an earlier answer's reasoning it shows."""
+    sent = [{key: value for key, value in turn.items() if key not in ("finish_reason", "reasoning")} for turn in turns]
+    for message, turn in zip(sent, turns, strict=True):
+        if turn.get("reasoning") is not None:
+            message["reasoning_content"] = turn["reasoning"]
+    return sent
 
 
 def template_source(tokenizer: Any) -> str:

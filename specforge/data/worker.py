@@ -9,22 +9,16 @@ import pickle
 import sys
 from typing import BinaryIO
 
-from specforge.errors import UserError
-
 
 def serve(asked: BinaryIO, answered: BinaryIO) -> None:
-    """First what to do with a chunk, a callable; then chunks. A UserError is an answer too."""
+    """First what to do with a chunk, a callable; then chunks."""
     work = pickle.load(asked)
     while True:
         try:
             chunk = pickle.load(asked)
         except EOFError:
             return
-        try:
-            result = work(chunk)
-        except UserError as error:
-            result = error
-        pickle.dump(result, answered)
+        pickle.dump(work(chunk), answered)
         answered.flush()
 
 

@@ -52,16 +52,12 @@ def preprocess_dataset(
     tally = Tally()
     processes = min(threads, 1 + _size(Path(source)) // WORTH_A_PROCESS)
     write_cache(Path(cache), _batches(Path(source), Tokenizing(encoder, max_length), processes, tally))
-    vocab_size = model.config().get_text_config().vocab_size
     always = {*tokenizer.all_special_ids, *encoder.end_ids, *tally.ends}
-    chosen = draft_vocabulary(tally.supervised, always, options.draft_vocab_size, vocab_size)
-    covered = coverage(tally.supervised, chosen)
-    check(tally, covered, options)
-    save_vocab(Path(vocab), chosen, vocab_size)
-    report = _counts(tally) | {
-        "draft_vocab_size": len(chosen),
-        "target_vocab_size": vocab_size,
-        "coverage": round(covered, 6),
+    vocab_size = model.config().get_text_config().vocab_size
+    chosen = _vocabulary(tally, always, options, vocab_size, Path(vocab))
+    report = {
+        **_counts(tally),
+        **chosen,
         "chat_template": facts["name"],
         "template": facts,
         "end_tokens": tokenizer.convert_ids_to_tokens(sorted(tally.ends)),
@@ -76,6 +72,15 @@ def preprocess_dataset(
         report,
     )
     return report
+
+
+def _vocabulary(tally: Tally, always: set[int], options: Preprocess, vocab_size: int, path: Path) -> dict[str, Any]:
+    """Chooses and writes the draft vocabulary of data that pass the gate; its part of the summary."""
+    chosen = draft_vocabulary(tally.supervised, always, options.draft_vocab_size, vocab_size)
+    covered = coverage(tally.supervised, chosen)
+    check(tally, covered, options)
+    save_vocab(path, chosen, vocab_size)
+    return {"draft_vocab_size": len(chosen), "target_vocab_size": vocab_size, "coverage": round(covered, 6)}
 
 
 def _size(source: Path) -> int:
@@ -106,6 +111,7 @@ def _counts(tally: Tally) -> dict[str, Any]:
         "truncated_within_an_answer": tally.within,
         "cut_tokens": tally.cut_tokens,
         "empty": tally.empty,
+        "tool_calls_not_learnt": tally.skipped_calls,
         "longest": [tokens for tokens, _ in tally.longest],
         "longest_before_cut": [{"id": name, "tokens": tokens} for tokens, name in tally.wholes],
     }

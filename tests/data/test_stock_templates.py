@@ -5,7 +5,6 @@ from stock import MODELS, make_tokenizer
 
 from specforge.data.chat import ChatEncoder
 from specforge.data.template import Chat, history
-from specforge.errors import UserError
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 TALK = [
@@ -177,9 +176,12 @@ def test_a_thought_that_the_length_limit_cut_has_no_close_and_no_end(encoder_of,
     assert runs(encoder.tokenizer, sequence) == [f"{opening}One by"]
 
 
-def test_reasoning_without_a_place_in_the_template_is_refused(encoder_of):
-    with pytest.raises(UserError, match="says nowhere how that is written"):
-        list(encoder_of("qwen2.5").sequences([TALK[0], TALK[1] | {"reasoning": "One by one."}]))
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3-not-thinking"])
+def test_reasoning_without_a_place_in_the_template_is_written_as_is_usual(encoder_of, name):
+    encoder = encoder_of(name)
+    sequence = check_prompts(encoder, [TALK[0], TALK[1] | {"reasoning": "One by one."}, *TALK[2:]])[0]
+    said = runs(encoder.tokenizer, sequence)[0]
+    assert said == "<think>\nOne by one.\n</think>\n\nThere are seven.<|im_end|>"
 
 
 @pytest.mark.parametrize("name", ["llama3.1", "gemma3"])
@@ -212,3 +214,23 @@ def test_the_models_end_token_is_in_the_draft_vocabulary_whatever_the_tokenizers
     encoder = encoder_of(name)
     list(encoder.sequences(TALK))
     assert encoder.ends_used == {encoder.tokenizer.convert_tokens_to_ids(MODELS[name].end)}
+
+
+def test_a_tool_call_that_does_not_continue_its_prompt_is_counted(encoder_of):
+    encoder = encoder_of("deepseek-r1")  # the prompt opens a thought, the template's history has none
+    call = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    (sequence,) = encoder.sequences([TALK[0], call, {"role": "tool", "content": "7"}, TALK[1]])
+    assert encoder.skipped_calls == 1
+    assert len(runs(encoder.tokenizer, sequence)) == 1
+
+
+def test_a_prompt_that_ends_with_the_users_words_is_encoded_apart():
+    tokenizer = make_tokenizer(MODELS["mistral"])
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ASSISTANT:' }}"
+        "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+    )
+    encoder = ChatEncoder(tokenizer)
+    (sequence,) = check_prompts(encoder, TALK)
+    assert runs(tokenizer, sequence) == [" There are seven.</s>", " Two of them.</s>"]
+    assert encoder._tails == {}

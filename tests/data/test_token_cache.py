@@ -112,12 +112,10 @@ def test_a_killed_process_is_one_sentence(work, monkeypatch):
     assert all(child.poll() is not None for child in started)
 
 
-def test_a_sentence_of_a_process_arrives(work, monkeypatch):
-    monkeypatch.setattr(chunks, "CHUNK", 2)
-    thought = {"role": "assistant", "content": "Seven.", "reasoning": "One by one."}
-    records = [*make_conversations(3), {"id": "t", "conversations": [{"role": "user", "content": "x"}, thought]}]
-    with pytest.raises(UserError, match="says nowhere how that is written"):
-        list(tokenize(records, work, 2))
+def test_a_defect_in_a_process_ends_the_step(work, capfd):
+    with pytest.raises(UserError, match="ended with status 1;"):
+        list(tokenize([{"id": "no conversation"}], work, 2))
+    assert "KeyError: 'conversations'" in capfd.readouterr().err
 
 
 def test_processes_load_no_torch():
