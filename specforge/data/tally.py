@@ -12,6 +12,9 @@ from specforge.errors import UserError
 
 LONGEST = 10
 PREVIEW_TOKENS = 160
+SUMS = (
+    "conversations", "refused", "sequences", "tokens", "truncated", "within", "cut_tokens", "empty", "skipped_calls"
+)  # fmt: skip
 
 
 @dataclass
@@ -67,8 +70,7 @@ class Tally:
 
     def add(self, later: "Tally") -> None:
         """Takes in the counts of the chunk that follows."""
-        for name in ("conversations", "refused", "sequences", "tokens", "truncated", "within", "cut_tokens", "empty",
-                     "skipped_calls"):  # fmt: skip
+        for name in SUMS:
             setattr(self, name, getattr(self, name) + getattr(later, name))
         self.supervised.update(later.supervised)
         self.longest = _longest([*self.longest, *later.longest])
