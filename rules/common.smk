@@ -12,6 +12,7 @@ from specforge.cloud.start import before_start
 from specforge.config.paths import Paths, local_model, tiny_target
 from specforge.config.rates import RATE_PATTERN
 from specforge.config.schema import NAME
+from specforge.data.template import Chat
 from specforge.errors import UserError
 from specforge.fingerprint import code_version
 from specforge.sources import check_source, source_input, source_version
@@ -23,6 +24,7 @@ try:
     check_source(
         cfg.dataset, cfg.dataset_revision, f"datasets/{cfg.dataset_name}_prep.json"
     )
+    CHAT = Chat.choose(cfg.chat_template, cfg.chat_template_kwargs)
 except UserError as error:
     raise WorkflowError(f"config: {error}") from None
 
@@ -35,15 +37,14 @@ wildcard_constraints:
     lr=RATE_PATTERN,
 
 
+CPUS = (
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+)
 # However many cores are asked for, steps that compute here share this machine's; steps that wait do not count. The
 # names are our own: Snakemake cuts a resource to what is registered, and what a job asks of a node that another
 # executor finds for it (mem_mb, gpu) must not be cut to what the submitting machine has. Nor are nodes' jobs counted.
 for resource, amount in {
-    "local_cpus": (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count()
-    ),
+    "local_cpus": CPUS,
     "local_mb": psutil.virtual_memory().total // 2**20,
     "local_gpus": len(visible()),
 }.items():
@@ -59,6 +60,7 @@ resource_scopes:
 
 ON_MODAL = cfg.backend == "modal"
 WAITING_MB = 200  # of a script that waits for a call
+PREPROCESS_CORES = min(8, CPUS)
 PREFIX = cfg.prefix
 PATHS = Paths(cfg)
 HELD_OUT = {"test": PATHS.test} if cfg.split_eval else {}

@@ -39,6 +39,8 @@ rule regenerate_dataset:
         runtime=1440,
     params:
         settings=recipe("regenerate"),
+        chat=CHAT.recipe(),
+        template=untracked(CHAT.text),
         placement=placement("regenerate"),
         work=PATHS.regeneration_work,
         code=code_version("regenerate_dataset"),
@@ -56,12 +58,14 @@ rule preprocess_dataset:
         **PATHS.cache,
     log:
         f"logs/preprocess_dataset/{PREFIX}.log",
-    threads: 1
+    threads: here(PREPROCESS_CORES, 4)
     resources:
-        **claims("preprocess_dataset", cpus=1, mem_mb=2000),
+        **claims("preprocess_dataset", cpus=PREPROCESS_CORES, mem_mb=2000),
         runtime=240,
     params:
         settings=recipe("preprocess"),
+        chat=CHAT.recipe(),
+        template=untracked(CHAT.text),
         max_length=cfg.max_length,
         code=code_version("preprocess_dataset"),
         place=place("preprocess_dataset"),

@@ -15,7 +15,8 @@ rule evaluate:
         runtime=240,
     params:
         settings=recipe("evaluate"),
-        chat_template=cfg.preprocess.chat_template,
+        chat=CHAT.recipe(),
+        template=untracked(CHAT.text),
         work=f"{PATHS.result}/.work",
         code=code_version("evaluate"),
         place=place("evaluate"),

@@ -9,8 +9,11 @@ run(
     source=snakemake.input.source,
     target=snakemake.input.target,
     settings=snakemake.params.settings,
+    chat=snakemake.params.chat,
+    template=snakemake.params.template,
     max_length=snakemake.params.max_length,
     cache=snakemake.output.cache,
     vocab=snakemake.output.vocab,
     summary=snakemake.output.summary,
+    threads=snakemake.threads,
 )

@@ -9,6 +9,8 @@ run(
     source=snakemake.input.source,
     target=snakemake.input.target,
     settings=snakemake.params.settings,
+    chat=snakemake.params.chat,
+    template=snakemake.params.template,
     placement=snakemake.params.placement,
     code=snakemake.params.code,
     output=snakemake.output.data,

@@ -52,6 +52,8 @@ def merged(changes: dict[str, Any]) -> dict[str, Any]:
         ({"ablation_lrs": "baseline=1e-4"}, r"'baseline=1e-4' is not ablation:rate"),
         ({"ablation_lrs": "baseline:0"}, r"learning rate '0' must be a positive number"),
         ({"ablation_lrs": "base:1e-4"}, r"'base' is not in ablation_catalogue"),
+        ({"chat_template": ""}, r"chat_template: '' "),
+        ({"chat_template_kwargs": "enable_thinking"}, r"chat_template_kwargs: 'enable_thinking' "),
         ({"output_prefix": "a/b"}, r"output_prefix: 'a/b' "),
         ({"dataset_revision": ["v1"]}, r"dataset_revision: \['v1'\] .*string"),
         ({"prepare.near_duplicate": 0}, r"prepare\.near_duplicate: 0 .*greater than 0"),

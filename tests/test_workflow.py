@@ -76,6 +76,9 @@ def test_snakemakes_own_report_holds_the_figures(finished: Path, tmp_path: Path)
         ({"num_epochs": 2}, GRID),
         ({"preprocess": {"draft_vocab_size": 299}}, {"preprocess_dataset": 1, **GRID}),
         ({"regenerate": {"temperature": 0.7}}, FROM_REGENERATION),
+        ({"preprocess": {"train_on_reasoning": False}}, {"preprocess_dataset": 1, **GRID}),
+        ({"chat_template": "chatml"}, FROM_REGENERATION),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, FROM_REGENERATION),
         ({"regenerate": False}, FROM_REGENERATION),
         ({"tiny_target": {"steps": 5}}, {"train_tiny_target": 1, **FROM_REGENERATION}),
         ({"seed": 1}, EVERYTHING),
@@ -103,6 +106,17 @@ def test_a_setting_reruns_what_it_matters_to(finished: Path, settings: dict[str,
 def test_code_reruns_the_rules_that_run_it(copy: Path, module: str, old: str, new: str, expected: dict[str, int]):
     edit(copy / "specforge" / module, old, new)
     assert plan(copy) == expected
+
+
+def test_the_content_of_a_template_reruns_what_renders_it(copy: Path):
+    own, file = {"chat_template": "own.jinja"}, copy / "own.jinja"
+    file.write_text("{{ messages[0].content }}")
+    succeed(copy, "--touch", "all", "--forcerun", "regenerate_dataset", settings=own)
+    assert plan(copy, settings=own) == {}
+    os.utime(file, (0, 0))
+    assert plan(copy, settings=own) == {}
+    file.write_text("{{ messages[0].content }}.")
+    assert plan(copy, settings=own) == FROM_REGENERATION
 
 
 def test_remarks_and_dates_rerun_nothing(copy: Path):

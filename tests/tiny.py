@@ -21,9 +21,11 @@ SENTENCES = (
 )
 
 
-def make_tiny_target(folder: Path, max_position_embeddings: int = 256) -> Path:
+def make_tiny_target(
+    folder: Path, max_position_embeddings: int = 256, tokenizer: PreTrainedTokenizerFast | None = None
+) -> Path:
     """Saves model and tokenizer under `folder`; the same bytes every time. Returns `folder`."""
-    tokenizer = _tokenizer()
+    tokenizer = tokenizer or _tokenizer()
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=32,

@@ -20,6 +20,8 @@ from specforge.cloud.mirror import Mirror
 from specforge.cloud.places import spot
 from specforge.config import Config, load_config
 from specforge.config.paths import Paths, local_model
+from specforge.data.catalogue import NAMES
+from specforge.data.template import Chat
 from specforge.errors import UserError
 from specforge.log import log_to
 
@@ -65,8 +67,6 @@ def _require(cfg: Config, path: str) -> None:
     if place is None:
         raise UserError(f"{path} lies on no volume; its path begins with datasets/.")
     if Mirror(os.environ.get("MODAL_ENVIRONMENT")).size(place) is None:
-        from specforge.data.sources import NAMES
-
         raise UserError(
             f"Dataset {cfg.dataset!r} not found in volume {place.volume} (no {place.path}); prepare it with `modal run "
             f"-m specforge.cloud.commands::prep_dataset --dataset {cfg.dataset}`. Supported names: {', '.join(NAMES)}."
@@ -83,6 +83,12 @@ def _target(cfg: Config) -> str:
         files = tuple(local_model(cfg.target_model))
         _call(functions.download_model, request, outputs=[paths.target], inputs=files)
     return paths.target
+
+
+def _chat(cfg: Config) -> dict[str, Any]:
+    """The chat template in the words of the steps."""
+    chat = Chat.choose(cfg.chat_template, cfg.chat_template_kwargs)
+    return {"chat": chat.recipe(), "template": chat.text}
 
 
 def _run(action: Any, *arguments: Any, **options: Any) -> None:
@@ -152,7 +158,7 @@ def regenerate_dataset(
         files = paths.regenerated | ({"data": output_file} if output_file else {})
         request = {
             "source": source, "target": _target(cfg), "settings": cfg.regenerate.recipe(),
-            "placement": cfg.regenerate.placement(), "code": "modal run", "output": files["data"],
+            "placement": cfg.regenerate.placement(), **_chat(cfg), "code": "modal run", "output": files["data"],
             "errors": files["errors"], "summary": files["summary"], "work": paths.regeneration_work, "threads": 4,
         }  # fmt: skip
         gpus = cfg.gpus("regenerate_dataset")
@@ -170,17 +176,17 @@ def preprocess_dataset(
     dataset: str | None = None,
 ) -> None:
     def action() -> None:
-        section = {"chat_template": chat_template}
-        cfg = _configured(target_model=target_model, dataset=dataset, max_length=max_length, preprocess=section)
+        cfg = _configured(
+            target_model=target_model, dataset=dataset, max_length=max_length, chat_template=chat_template
+        )
         paths = Paths(cfg)
         source = dataset_file or paths.regenerated["data"]
         _require(cfg, source)
         request = {
             "source": source, "target": _target(cfg), "settings": cfg.preprocess.recipe(),
-            "max_length": cfg.max_length, **paths.cache,
+            "max_length": cfg.max_length, "threads": 4, **_chat(cfg), **paths.cache,
         }  # fmt: skip
-        files = (chat_template,) if chat_template and Path(chat_template).is_file() else ()
-        _call(functions.preprocess_dataset, request, outputs=list(paths.cache.values()), inputs=files)
+        _call(functions.preprocess_dataset, request, outputs=list(paths.cache.values()))
 
     _run(action)
 
@@ -254,7 +260,7 @@ def evaluate(
         result = paths.result.format(**run)
         request = {
             "target": _target(cfg), "draft": f"{paths.run.format(**run)}/draft/model.safetensors",
-            "prompts": paths.test, "settings": cfg.evaluate.recipe(), "chat_template": cfg.preprocess.chat_template,
+            "prompts": paths.test, "settings": cfg.evaluate.recipe(), **_chat(cfg),
             **run, "code": "modal run", "output": f"{result}/eval.json", "work": f"{result}/.work", "threads": 4,
         }  # fmt: skip
         _call(functions.evaluate, request, outputs=[request["output"]], gpus=str(cfg.gpus("evaluate")))

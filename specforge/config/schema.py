@@ -67,6 +67,8 @@ class Config(Section):
     ablation_lrs: Annotated[tuple[tuple[str, str], ...] | None, BeforeValidator(_pairs)] = None
     num_epochs: Annotated[Int, Field(ge=1)] = 10
     max_length: Annotated[Int, Field(ge=16)] = 2048
+    chat_template: Annotated[str, Field(min_length=1)] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], Field(default_factory=dict)]
     output_prefix: Annotated[str, Field(pattern=f"^{NAME}$")] | None = None
     skip_download: Flag = False
     single_gpu: Flag = False

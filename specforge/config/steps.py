@@ -106,9 +106,12 @@ class Preprocess(Section):
     """preprocess_dataset: token ids, loss masks and the draft vocabulary."""
 
     draft_vocab_size: Annotated[Int, Field(ge=1)] = 768
-    chat_template: str | None = None
+    train_on_reasoning: Flag = True  # false: a thought before an answer is read, not learnt
     min_supervised_share: Share = 0.02
     min_coverage: Share = 0.9
+    max_empty_share: Share = 0.5
+    max_truncated_share: Share = 0.9
+    max_refused_share: Share = 0.05
 
 
 class Train(Section):

@@ -3,13 +3,22 @@
 No regular expression over rendered text and no assistant mask of the template (stock templates have none). A
 template that rewrites history (Qwen3 drops earlier thinking) makes the next prompt differ from what came before;
 the conversation is then split there, each part with the prompt that the server would have seen.
+
+Where the next prompt's text begins with all that came before and the answer's end token is one that text may be cut
+at (`safe_cuts`), only what is new is encoded; that gives the ids of the whole, and takes one pass over the text.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from itertools import takewhile
+from operator import eq
+from typing import Any, NamedTuple
 
+from jinja2 import TemplateError
+
+from specforge.data.answers import Frame, completion, read_frame
+from specforge.data.encoding import TextEncoder, safe_cuts
+from specforge.data.template import Chat, history, template_source
 from specforge.errors import UserError
 
 
@@ -31,48 +40,186 @@ class Sequence:
             return False
         end = max((end for end in self.turn_ends if end <= max_length), default=max_length)
         del self.ids[end:], self.mask[end:]
+        self.turn_ends = [place for place in self.turn_ends if place <= end]
         return True
 
 
+class Answer(NamedTuple):
+    """One answer to encode.
+
+    `prompt` is the whole text before it; `joined` what of that follows the answer before, from its end token on, or
+    None where it has to be encoded whole. `tail` is the prompt's end from its last cut on, "" without one. `end` is
+    the end token's id, None when the answer did not come to its end.
+    """
+
+    prompt: str
+    joined: str | None
+    tail: str
+    text: str
+    learnt_from: int
+    end: int | None
+
+
 class ChatEncoder:
-    """A tokenizer with its chat template, or another template in its place."""
+    """A tokenizer with the chat template that all steps share. `end_ids` end a turn besides the tokenizer's own."""
 
-    def __init__(self, tokenizer: Any, chat_template: str | None = None):
-        self.tokenizer = tokenizer
-        if chat_template is not None:
-            path = Path(chat_template)
-            if not path.is_file():
-                raise UserError(f"preprocess.chat_template: {chat_template} is not a file; name a Jinja template.")
-            tokenizer.chat_template = path.read_text(encoding="utf-8")
-        if not tokenizer.chat_template:
-            raise UserError("The target's tokenizer has no chat template; name one in preprocess.chat_template.")
-        if tokenizer.eos_token_id is None:
+    def __init__(
+        self, tokenizer: Any, chat: Chat | None = None, end_ids: Iterable[int] = (), train_on_reasoning: bool = True
+    ):
+        self.tokenizer, self.chat, self.train_on_reasoning = tokenizer, chat or Chat(), train_on_reasoning
+        self.chat.dress(tokenizer)
+        self.end_ids = [token for token in dict.fromkeys([*end_ids, tokenizer.eos_token_id]) if token is not None]
+        if not self.end_ids:
             raise UserError("The target's tokenizer has no end token; choose a chat model as target_model.")
+        self.encode = TextEncoder(tokenizer)
+        self._source = template_source(tokenizer)
+        self.cuts = safe_cuts(tokenizer, self._source, self.end_ids)
+        self.skipped_calls = 0
+        self._frames: dict[tuple, Frame] = {}
+        self._ends: dict[str, int] = {}
+        self._calls: set[int] = set()
+        self._tails: dict[str, list[int]] = {}
 
-    def prompt(self, messages: list[dict]) -> list[int]:
+    def render(self, messages: list[dict], tools: list | None = None, prompt: bool = True) -> str:
+        return self.chat.render(self.tokenizer, messages, tools, prompt)
+
+    def prompt(self, messages: list[dict], tools: list | None = None) -> list[int]:
         """Ids of the prompt that asks for the next assistant turn."""
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return self.encode.one(self.render(history(messages), tools))
 
-    def completion(self, turn: dict) -> list[int]:
-        """Ids of an assistant turn; the end token unless the turn was cut by its length limit."""
-        ids = self.tokenizer.encode(turn["content"], add_special_tokens=False)
-        return ids if turn.get("finish_reason") == "length" else [*ids, self.tokenizer.eos_token_id]
+    def sequences(self, turns: list[dict], tools: list | None = None) -> Iterator[Sequence]:
+        """One sequence for a conversation, or several where its template does not keep the prefix.
 
-    def sequences(self, turns: list[dict]) -> Iterator[Sequence]:
-        """One sequence for a conversation, or several where its template does not keep the prefix."""
-        sequence = Sequence()
+        Raises jinja2.TemplateError or TypeError when the template refuses the conversation.
+        """
+        answers = self.answers(turns, tools)
+        return self._assemble(answers, iter(self.encode([text for answer in answers for text in pieces(answer)])))
+
+    def encode_all(self, records: list[dict]) -> list[list[Sequence] | str]:
+        """The sequences of each record, all encoded in one call; a sentence where the template refuses one."""
+        plans: list[list[Answer] | str] = []
+        for record in records:
+            try:
+                plans.append(self.answers(record["conversations"], record.get("tools")))
+            except (TemplateError, TypeError) as error:
+                plans.append(f"the chat template refuses it: {error}")
+        texts = [text for plan in plans if not isinstance(plan, str) for answer in plan for text in pieces(answer)]
+        ids = iter(self.encode(texts))
+        return [plan if isinstance(plan, str) else list(self._assemble(plan, ids)) for plan in plans]
+
+    def answers(self, turns: list[dict], tools: list | None) -> list[Answer]:
+        """What there is to encode of a conversation. A turn of tool calls is learnt where its template keeps it."""
+        found: list[Answer] = []
+        messages = history(turns)
+        before = None  # the text up to and with the last answer's end token, where text may be cut behind it
         for index, turn in enumerate(turns):
             if turn["role"] != "assistant":
                 continue
-            prompt = self.prompt(turns[:index])
-            if sequence.ids and prompt[: len(sequence.ids)] == sequence.ids:
-                prompt = prompt[len(sequence.ids) :]
-            elif sequence.ids:
-                yield sequence
-                sequence = Sequence()
+            prompt = self.render(messages[:index], tools)
+            tail = self._tail(prompt)
+            said = self._said(turn, messages[: index + 1], tools, prompt, tail)
+            if said is None:
+                self.skipped_calls += 1
+                continue
+            text, learnt_from, end, ended = said
+            follows = before is not None and prompt.startswith(before[0] + before[1])
+            joined = prompt[len(before[0]) :] if follows else None
+            found.append(Answer(prompt, joined, tail, text, learnt_from, end if ended else None))
+            spelled = self.tokenizer.convert_ids_to_tokens(end)
+            before = (prompt + text, spelled) if tail and spelled in self.cuts else None
+        return found
+
+    def _said(
+        self, turn: dict, messages: list[dict], tools: list | None, prompt: str, tail: str
+    ) -> tuple[str, int, int, bool] | None:
+        """Text of the completion, where learning starts in it, its end token, whether it ended."""
+        plain = self._frame(messages[:-1], tools, tail, False)
+        if turn.get("tool_calls"):
+            return self._call(messages, tools, prompt, {*self.end_ids, self._end(plain)})
+        thinking = self._frame(messages[:-1], tools, tail, True)
+        words = completion(turn, plain, thinking, self.train_on_reasoning)
+        return words.text, words.learnt_from, self._end(plain), words.ended
+
+    @property
+    def ends_used(self) -> set[int]:
+        """The end tokens of the answers so far."""
+        return set(self._ends.values()) | self._calls
+
+    def _call(
+        self, messages: list[dict], tools: list | None, prompt: str, ends: set[int]
+    ) -> tuple[str, int, int, bool] | None:
+        """A turn of tool calls in the template's words; None where these do not continue the prompt."""
+        whole = self.render(messages, tools, False)
+        spelled = {token: self.tokenizer.convert_ids_to_tokens(token) for token in ends}
+        places = {whole.rfind(text, len(prompt)): token for token, text in spelled.items()}
+        place = max(places)
+        if place < 0 or not whole.startswith(prompt):
+            return None
+        self._calls.add(places[place])
+        return whole[len(prompt) : place], 0, places[place], True
+
+    def _frame(self, messages: list[dict], tools: list | None, tail: str, reasoned: bool) -> Frame:
+        """Read once for each kind of turn that an answer follows."""
+        key = (messages[-1]["role"] if messages else None, bool(tools), tail, reasoned)
+        if key not in self._frames:
+            self._frames[key] = read_frame(self.render, messages, tools, tail, reasoned)
+        return self._frames[key]
+
+    def _end(self, plain: Frame) -> int:
+        """The special token that the template ends an answer with, else the first that the target may end with."""
+        if plain.after not in self._ends:
+            first = self.encode.one(plain.after.lstrip())[:1]
+            special = first and (first[0] in self.end_ids or first[0] in self.tokenizer.all_special_ids)
+            self._ends[plain.after] = first[0] if special else self.end_ids[-1]
+        return self._ends[plain.after]
+
+    def _tail(self, prompt: str) -> str:
+        """The prompt's end from its last cut on; "" when it has none, or holds more than the template's own words."""
+        known = next((tail for tail in self._tails if prompt.endswith(tail)), None)
+        if known is not None:
+            return known
+        place, last = max(((prompt.rfind(text), text) for text in self.cuts), default=(-1, ""))
+        if place < 0 or prompt[place + len(last) :].strip() not in self._source:
+            return ""
+        self._tails[prompt[place:]] = self.encode.one(prompt[place:])
+        return prompt[place:]
+
+    def _assemble(self, answers: list[Answer], ids: Iterator[list[int]]) -> Iterator[Sequence]:
+        """Puts the encoded pieces of one conversation together."""
+        sequence, kept, ended = Sequence(), True, True
+        for answer in answers:
+            prompt, said = next(ids), next(ids)
+            if answer.joined is not None and kept:
+                prompt = prompt[1:] if ended else prompt  # its end token is there already, unless the answer was cut
+            else:
+                if answer.joined is not None:  # the answer before merged with its prompt; all ids differ from there
+                    prompt = self.encode.one(answer.prompt)
+                if sequence.ids and prompt[: len(sequence.ids)] == sequence.ids:
+                    prompt = prompt[len(sequence.ids) :]
+                elif sequence.ids:
+                    yield sequence
+                    sequence = Sequence()
             sequence.extend(prompt, False)
-            sequence.extend(self.completion(turn), True)
-            sequence.turn_ends.append(len(sequence.ids))
+            kept, ended = self._say(sequence, answer, said), answer.end is not None
         if sequence.ids:
             yield sequence
+
+    def _say(self, sequence: Sequence, answer: Answer, said: list[int]) -> bool:
+        """Adds the completion; `said` are the ids of tail and text. Says whether they fall apart between the two."""
+        tail = self._tails[answer.tail] if answer.tail else []
+        kept = said[: len(tail)] == tail
+        said = said[len(tail) :] if kept else self.encode.one(answer.text)
+        if answer.learnt_from:
+            lead = self.encode.one((answer.tail if kept else "") + answer.text[: answer.learnt_from])
+            lead = lead[len(tail) :] if kept else lead
+            alike = sum(takewhile(bool, map(eq, lead, said)))
+            sequence.extend(said[:alike], False)
+            said = said[alike:]
+        sequence.extend(said if answer.end is None else [*said, answer.end], True)
+        sequence.turn_ends.append(len(sequence.ids))
+        return kept
+
+
+def pieces(answer: Answer) -> tuple[str, str]:
+    """The two texts of an answer to encode: what is new of its prompt, and its words behind the prompt's tail."""
+    return answer.prompt if answer.joined is None else answer.joined, answer.tail + answer.text

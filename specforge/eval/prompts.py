@@ -29,7 +29,7 @@ def read_prompts(path: Path, encoder: ChatEncoder, count: int, room: int) -> tup
         for index, turn in enumerate(row["conversations"]):
             if turn["role"] != "assistant" or len(prompts) == count:
                 continue
-            ids = encoder.prompt(row["conversations"][:index])
+            ids = encoder.prompt(row["conversations"][:index], row.get("tools"))
             if len(ids) > room:
                 skipped += 1
             else:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from specforge.config.steps import Regenerate
+from specforge.data.template import Chat
 from specforge.errors import UserError
 from specforge.files import digest
 from specforge.regenerate.engine import Completion, Dialogue
@@ -30,9 +31,9 @@ class LocalEngine:
 
     repeatable = True
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, settings: Regenerate):
-        if tokenizer.chat_template is None:
-            raise UserError(f"target {tokenizer.name_or_path} has no chat template; choose a chat model.")
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, settings: Regenerate, chat: Chat | None = None):
+        self.chat = chat or Chat()
+        self.chat.dress(tokenizer)
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.end_ids = _end_ids(model, tokenizer)
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -40,11 +41,11 @@ class LocalEngine:
         model.generation_config = _sampling(settings, self.end_ids, tokenizer.pad_token_id)
 
     @classmethod
-    def load(cls, target: TargetFile, settings: Regenerate) -> "LocalEngine":
+    def load(cls, target: TargetFile, settings: Regenerate, chat: Chat | None = None) -> "LocalEngine":
         """On the GPU in bfloat16 where there is one, else on the CPU in float32."""
         device = default_device()
         model = target.load(torch.bfloat16 if device.type == "cuda" else torch.float32, device)
-        return cls(model, target.tokenizer(), settings)
+        return cls(model, target.tokenizer(), settings, chat)
 
     def run(self, records: Iterable[Record], done: Container[str]) -> Generator[Record, None, None]:
         """See Engine. The rows of a batch come together."""
@@ -72,12 +73,11 @@ class LocalEngine:
     def _prompt(self, dialogue: Dialogue) -> list[int] | None:
         """Token ids up to the answer; fails the dialogue when there are none or no room is left."""
         try:
-            ids = self.tokenizer.apply_chat_template(
-                dialogue.messages(), tools=dialogue.tools, add_generation_prompt=True, return_dict=True
-            )["input_ids"]
-        except TemplateError as error:
+            text = self.chat.render(self.tokenizer, dialogue.messages(), dialogue.tools)
+        except (TemplateError, TypeError) as error:
             dialogue.fail(f"the target's chat template refuses the conversation: {error}")
             return None
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
         if self.context is not None and len(ids) >= self.context:
             dialogue.fail(f"the prompt has {len(ids)} tokens and leaves no room in the target's {self.context}")
             return None

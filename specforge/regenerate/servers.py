@@ -65,8 +65,8 @@ class LocalServer:
                 self.process.wait(STOP_SECONDS)
 
 
-def sglang_command(model: str, revision: str | None, tp_size: int) -> Command:
-    """Raises UserError when SGLang is not installed."""
+def sglang_command(model: str, revision: str | None, tp_size: int, template: Path | None = None) -> Command:
+    """`template` is a Jinja file in place of the model's own. Raises UserError when SGLang is not installed."""
     if importlib.util.find_spec("sglang") is None:
         raise UserError(
             "regenerate.engine is 'sglang', which is not installed; "
@@ -74,6 +74,7 @@ def sglang_command(model: str, revision: str | None, tp_size: int) -> Command:
         )
     words = [sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--tp-size", str(tp_size)]
     words += ["--revision", revision] if revision else []
+    words += ["--chat-template", str(template)] if template else []
     # The model's file may cut to the top k; the losses are about its uncut distribution.
     words += ["--host", HOST, "--sampling-defaults", "openai"]
     return lambda port: [*words, "--port", str(port)]

@@ -91,6 +91,14 @@ class Cache:
     longest: list[int]
     preview: list[tuple[str, bool]]
     chat_template: str | None
+    refused: int = 0
+    first_refusal: str | None = None
+    truncated_within_an_answer: int = 0
+    cut_tokens: int = 0
+    max_length: int | None = None
+    longest_before_cut: list[dict[str, Any]] = field(default_factory=list)
+    end_tokens: list[str] = field(default_factory=list)
+    template: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,10 +179,8 @@ def _funnel(experiment: Experiment) -> list[tuple[str, int, str]]:
         said = f"{lost}, {_count(regeneration.turns)} turns by the target"
         steps.append(("regenerated", regeneration.regenerated, said))
     made = f"{_count(cache.sequences)} sequences, {_count(cache.truncated)} of them cut"
-    return [
-        *steps,
-        ("tokenized", cache.conversations, f"{made}; {_count(cache.empty)} had nothing to learn from"),
-    ]
+    lost = f"{_count(cache.empty)} had nothing to learn from, {_count(cache.refused)} the template refused"
+    return [*steps, ("tokenized", cache.conversations - cache.refused, f"{made}; {lost}")]
 
 
 def _mismatches(rows: Iterable[Ranked]) -> list[tuple[RunName, Any]]:

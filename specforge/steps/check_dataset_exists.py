@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from specforge.data.sources import NAMES
+from specforge.data.catalogue import NAMES
 from specforge.errors import UserError
 from specforge.files import read_json
 

@@ -8,6 +8,7 @@ from transformers import GenerationConfig
 
 from specforge.config.steps import Evaluate
 from specforge.data.chat import ChatEncoder
+from specforge.data.template import Chat
 from specforge.errors import UserError
 from specforge.eval.decode import Decoded, Limits, decode_plain, decode_speculative
 from specforge.eval.prompts import Prompt, read_prompts
@@ -24,13 +25,13 @@ log = logging.getLogger("specforge")
 class Bench:
     """Target and draft side by side, and the seeds that make runs of a sweep comparable prompt by prompt."""
 
-    def __init__(self, source: TargetFile, draft: Path, chat_template: str | None, settings: Evaluate):
+    def __init__(self, source: TargetFile, draft: Path, chat: Chat, settings: Evaluate):
         device = default_device()
         dtype = getattr(torch, settings.dtype)
         self.settings = settings
         self.draft = load_draft(draft, dtype, device)
         self.target = Target(source.load(dtype, device), aux_layers_of(self.draft.config))
-        self.encoder = ChatEncoder(source.tokenizer(), chat_template)
+        self.encoder = ChatEncoder(source.tokenizer(), chat, source.end_ids())
         self.device = device
         ends = _end_tokens(self.target.model.generation_config, self.encoder)
         self.limits = Limits(settings.max_new_tokens, settings.num_draft_tokens, ends)
@@ -89,7 +90,8 @@ def evaluate(
     draft: str,
     prompts: str,
     settings: dict,
-    chat_template: str | None,
+    chat: dict,
+    template: str | None,
     ablation: str,
     lr: str,
     code: str,
@@ -104,9 +106,9 @@ def evaluate(
     """
     torch.set_num_threads(threads)
     options, source = Evaluate(**settings), TargetFile.read(target)
-    bench = Bench(source, Path(draft).parent, chat_template, options)
+    bench = Bench(source, Path(draft).parent, Chat.of(chat, template), options)
     chosen, skipped = read_prompts(Path(prompts), bench.encoder, options.num_prompts, bench.room)
-    key = digest(settings, chat_template, code, source.sha256, sha256_file(Path(draft)), sha256_file(Path(prompts)))
+    key = digest(settings, chat, code, source.sha256, sha256_file(Path(draft)), sha256_file(Path(prompts)))
     with exclusive(Path(work) / key) as folder:
         _decode_all(bench, chosen, folder / "journal.jsonl", f"evaluate {ablation} lr{lr}")
         rows = list(read_jsonl(folder / "journal.jsonl"))

@@ -1,117 +1,127 @@
 """Tokenize the conversations into an Arrow cache and choose the draft vocabulary."""
 
 import logging
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from datasets import Features, List, Value
-from datasets.arrow_writer import ArrowWriter
+import pyarrow as pa
 
 from specforge.config.steps import Preprocess
-from specforge.data.chat import ChatEncoder, Sequence
+from specforge.data.cache import write_cache
+from specforge.data.chat import ChatEncoder
+from specforge.data.chunks import Tokenizing, tokenize
+from specforge.data.tally import Tally, check
+from specforge.data.template import Chat, template_facts
 from specforge.data.vocab import coverage, draft_vocabulary
 from specforge.errors import UserError
-from specforge.files import atomic_path, read_jsonl, sha256_file, write_json
+from specforge.files import read_jsonl, sha256_file, write_json
 from specforge.model.vocab import save_vocab
+from specforge.progress import Progress
 from specforge.target.model import TargetFile
 
 log = logging.getLogger("specforge")
 
-FEATURES = Features({"id": Value("string"), "input_ids": List(Value("int32")), "loss_mask": List(Value("bool"))})
-PREVIEW_TOKENS = 160
-
-
-@dataclass
-class Counts:
-    """What went in and came out, for the gate and the report."""
-
-    conversations: int = 0
-    sequences: int = 0
-    tokens: int = 0
-    truncated: int = 0
-    empty: int = 0
-    supervised: Counter[int] = field(default_factory=Counter)
-    longest: list[int] = field(default_factory=list)
-    preview: list[tuple[int, bool]] = field(default_factory=list)
-
-    def add(self, sequence: Sequence, cut: bool) -> None:
-        self.sequences += 1
-        self.tokens += len(sequence.ids)
-        self.truncated += cut
-        self.supervised.update(token for token, learned in zip(sequence.ids, sequence.mask, strict=True) if learned)
-        self.longest = sorted([*self.longest, len(sequence.ids)], reverse=True)[:10]
-        if not self.preview:
-            self.preview = list(zip(sequence.ids, sequence.mask, strict=True))[:PREVIEW_TOKENS]
+WORTH_A_PROCESS = 8 * 2**20  # bytes of conversations; a process takes a second to start
 
 
 def preprocess_dataset(
-    *, source: str, target: str, settings: dict, max_length: int, cache: str, vocab: str, summary: str
-) -> dict:
+    *,
+    source: str,
+    target: str,
+    settings: dict[str, Any],
+    max_length: int,
+    cache: str,
+    vocab: str,
+    summary: str,
+    chat: dict[str, Any] | None = None,
+    template: str | None = None,
+    threads: int = 1,
+) -> dict[str, Any]:
     """Writes the cache (id, input_ids, loss_mask), d2t and t2d, and the summary that holds their digests.
 
-    Raises UserError when a gate of the settings fails: too few supervised tokens, too little coverage.
+    `chat` and `template` are a Chat's recipe and text. Up to `threads` processes work, with the same result. Raises
+    UserError when a gate of the settings fails: too few supervised tokens, too little coverage, too much cut.
     """
-    options = Preprocess(**settings)
-    model = TargetFile.read(target)
-    tokenizer = model.tokenizer()
-    encoder = ChatEncoder(tokenizer, options.chat_template)
-    counts = Counts()
-    with atomic_path(Path(cache)) as partial, ArrowWriter(features=FEATURES, path=str(partial)) as writer:
-        for row in _rows(Path(source), encoder, max_length, counts):
-            writer.write(row)
-        writer.finalize()
+    options, model = Preprocess(**settings), TargetFile.read(target)
+    tokenizer, chosen_chat = model.tokenizer(), Chat.of(chat, template)
+    encoder = ChatEncoder(tokenizer, chosen_chat, model.end_ids(), options.train_on_reasoning)
+    facts = template_facts(tokenizer, chosen_chat)
+    if facts["dated"]:
+        log.warning("the chat template writes today's date, so another day gives other tokens; fix it if it takes one")
+    tally = Tally()
+    processes = min(threads, 1 + _size(Path(source)) // WORTH_A_PROCESS)
+    write_cache(Path(cache), _batches(Path(source), Tokenizing(encoder, max_length), processes, tally))
+    always = {*tokenizer.all_special_ids, *encoder.end_ids, *tally.ends}
     vocab_size = model.config().get_text_config().vocab_size
-    always = {*tokenizer.all_special_ids, tokenizer.eos_token_id}
-    chosen = draft_vocabulary(counts.supervised, always, options.draft_vocab_size, vocab_size)
-    save_vocab(Path(vocab), chosen, vocab_size)
+    chosen = _vocabulary(tally, always, options, vocab_size, Path(vocab))
     report = {
-        "conversations": counts.conversations,
-        "sequences": counts.sequences,
-        "tokens": counts.tokens,
-        "supervised_tokens": counts.supervised.total(),
-        "truncated": counts.truncated,
-        "empty": counts.empty,
-        "longest": counts.longest,
-        "draft_vocab_size": len(chosen),
-        "target_vocab_size": vocab_size,
-        "coverage": round(coverage(counts.supervised, chosen), 6),
-        "chat_template": options.chat_template or "tokenizer",
-        "preview": [[tokenizer.decode([token]), learned] for token, learned in counts.preview],
+        **_counts(tally),
+        **chosen,
+        "chat_template": facts["name"],
+        "template": facts,
+        "end_tokens": tokenizer.convert_ids_to_tokens(sorted(tally.ends)),
+        "max_length": max_length,
+        "preview": _preview(tokenizer, tally.preview),
         "sha256": {"cache": sha256_file(Path(cache)), "vocab": sha256_file(Path(vocab))},
     }
-    _gate(report, options)
     write_json(Path(summary), report)
     log.info(
-        "cache: %(sequences)d sequences, %(tokens)d tokens, %(supervised_tokens)d supervised, "
-        "%(truncated)d truncated, %(empty)d without supervised tokens; coverage %(coverage).4f",
+        "cache: %(sequences)d sequences, %(tokens)d tokens, %(supervised_tokens)d supervised, %(truncated)d truncated, "
+        "%(empty)d without supervised tokens, %(refused)d refused; coverage %(coverage).4f",
         report,
     )
     return report
 
 
-def _rows(source: Path, encoder: ChatEncoder, max_length: int, counts: Counts) -> Iterator[dict]:
-    for row in read_jsonl(source):
-        counts.conversations += 1
-        for sequence in encoder.sequences(row["conversations"]):
-            cut = sequence.cut(max_length)
-            if not any(sequence.mask[2:]):  # the draft's first prediction is the third token
-                counts.empty += 1
-                continue
-            counts.add(sequence, cut)
-            yield {"id": row["id"], "input_ids": sequence.ids, "loss_mask": sequence.mask}
+def _vocabulary(tally: Tally, always: set[int], options: Preprocess, vocab_size: int, path: Path) -> dict[str, Any]:
+    """Chooses and writes the draft vocabulary of data that pass the gate; its part of the summary."""
+    chosen = draft_vocabulary(tally.supervised, always, options.draft_vocab_size, vocab_size)
+    covered = coverage(tally.supervised, chosen)
+    check(tally, covered, options)
+    save_vocab(path, chosen, vocab_size)
+    return {"draft_vocab_size": len(chosen), "target_vocab_size": vocab_size, "coverage": round(covered, 6)}
 
 
-def _gate(report: dict, options: Preprocess) -> None:
-    share = report["supervised_tokens"] / max(1, report["tokens"])
-    if share < options.min_supervised_share:
-        raise UserError(
-            f"Only {share:.2%} of {report['tokens']} tokens are supervised, less than preprocess.min_supervised_share "
-            f"{options.min_supervised_share:.2%}; look at the chat template and max_length, or lower the limit."
-        )
-    if report["coverage"] < options.min_coverage:
-        raise UserError(
-            f"The draft vocabulary covers {report['coverage']:.2%} of the supervised tokens, less than "
-            f"preprocess.min_coverage {options.min_coverage:.2%}; raise preprocess.draft_vocab_size or lower the limit."
-        )
+def _size(source: Path) -> int:
+    if not source.is_file():
+        raise UserError(f"{source} is missing; run the rule regenerate_dataset.")
+    return source.stat().st_size
+
+
+def _batches(source: Path, work: Tokenizing, processes: int, tally: Tally) -> Iterator[pa.RecordBatch]:
+    """The cache's record batches; `tally` takes their counts as they go."""
+    with source.open("rb") as file:
+        progress = Progress("preprocess", sum(1 for _ in file), "conversations")
+    for batch, counts in tokenize(read_jsonl(source), work, processes):
+        tally.add(counts)
+        progress.advance(counts.conversations)
+        yield batch
+
+
+def _counts(tally: Tally) -> dict[str, Any]:
+    return {
+        "conversations": tally.conversations,
+        "refused": tally.refused,
+        "first_refusal": tally.refusal,
+        "sequences": tally.sequences,
+        "tokens": tally.tokens,
+        "supervised_tokens": tally.supervised.total(),
+        "truncated": tally.truncated,
+        "truncated_within_an_answer": tally.within,
+        "cut_tokens": tally.cut_tokens,
+        "empty": tally.empty,
+        "tool_calls_not_learnt": tally.skipped_calls,
+        "longest": [tokens for tokens, _ in tally.longest],
+        "longest_before_cut": [{"id": name, "tokens": tokens} for tokens, name in tally.wholes],
+    }
+
+
+def _preview(tokenizer: Any, tokens: list[tuple[int, bool]]) -> list[list]:
+    """Runs of tokens that are learnt, or not, as text: a character may take several tokens."""
+    runs: list[tuple[list[int], bool]] = []
+    for token, learnt in tokens:
+        if not runs or runs[-1][1] != learnt:
+            runs.append(([], learnt))
+        runs[-1][0].append(token)
+    return [[tokenizer.decode(run), learnt] for run, learnt in runs]

@@ -1,5 +1,6 @@
 """regenerate_dataset: every assistant turn said anew by the target, resumable, each conversation once."""
 
+import logging
 import os
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from specforge.config.steps import Regenerate
+from specforge.data.template import Chat
 from specforge.errors import UserError
 from specforge.files import digest, exclusive, publish, read_jsonl, sha256_file, write_json, write_jsonl
 from specforge.journal import Journal
@@ -20,6 +22,8 @@ from specforge.regenerate.http import HttpEngine
 from specforge.regenerate.local import LocalEngine
 from specforge.regenerate.servers import running_servers, sglang_command
 from specforge.target.model import TargetFile
+
+log = logging.getLogger("specforge")
 
 
 def regenerate_dataset(
@@ -34,6 +38,8 @@ def regenerate_dataset(
     summary: str,
     work: str,
     threads: int,
+    chat: dict[str, Any] | None = None,
+    template: str | None = None,
 ) -> dict[str, Any]:
     """Writes the regenerated conversations in input order, those that failed, and a summary; returns it.
 
@@ -47,11 +53,11 @@ def regenerate_dataset(
         write_jsonl(Path(errors), ())
         return _write(read_jsonl(Path(source)), {}, False, Path(output), Path(summary))
     torch.set_num_threads(threads)
-    recipe, model = Regenerate(**settings, **placement), TargetFile.read(target)
-    key = digest(settings, code, sha256_file(Path(source)), model.sha256)
+    recipe, model, chosen = Regenerate(**settings, **placement), TargetFile.read(target), Chat.of(chat, template)
+    key = digest(settings, chosen.recipe(), code, sha256_file(Path(source)), model.sha256)
     with exclusive(Path(work) / key) as folder, Journal(folder / "journal.jsonl") as journal:
         allowed = recipe.max_failed_share * len(ids)
-        transient = _fill(journal, ids, Path(source), _engine(recipe, model, folder), allowed)
+        transient = _fill(journal, ids, Path(source), _engine(recipe, model, folder, chosen), allowed)
         failed = _failed(journal, ids, transient)
         # Snakemake deletes the outputs of a rule that fails, and those are wanted just then.
         write_jsonl(folder / "errors.jsonl", ({"id": i, "error": cause} for i, cause in failed.items()))
@@ -100,13 +106,15 @@ def _fill(
 
 
 @contextmanager
-def _engine(recipe: Regenerate, target: TargetFile, folder: Path) -> Iterator[Engine]:
+def _engine(recipe: Regenerate, target: TargetFile, folder: Path, chat: Chat) -> Iterator[Engine]:
     if recipe.engine == "transformers":
-        yield LocalEngine.load(target, recipe)
+        yield LocalEngine.load(target, recipe, chat)
     elif recipe.engine == "endpoint":
+        if chat.text is not None:
+            log.warning("chat_template: the servers of endpoints render by their own; start them with %s", chat.name)
         yield HttpEngine(recipe.endpoints, target.model, recipe, api_key=os.environ.get("OPENAI_API_KEY"))
     else:
-        command = sglang_command(target.model, target.revision, recipe.tp_size)
+        command = sglang_command(target.model, target.revision, recipe.tp_size, chat.file(folder))
         with running_servers(
             command, count=recipe.num_servers, gpus_each=recipe.tp_size, logs=folder / "servers"
         ) as urls:

@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from specforge.errors import UserError
@@ -33,6 +39,16 @@ class TargetFile:
 
     def config(self) -> Any:
         return AutoConfig.from_pretrained(self.model, revision=self.revision)
+
+    def end_ids(self) -> list[int]:
+        """The tokens that end the target's turn, by its generation settings, else by its configuration."""
+        try:
+            named = GenerationConfig.from_pretrained(self.model, revision=self.revision).eos_token_id
+        except OSError:  # a model folder without generation_config.json
+            named = None
+        if named is None:
+            named = self.config().get_text_config().eos_token_id
+        return [] if named is None else [named] if isinstance(named, int) else list(named)
 
     def load(self, dtype: torch.dtype, device: torch.device | str = "cpu", tp: int = 1) -> Any:
         """The causal language model in eval mode, without gradients; safetensors only.

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specforge.errors import UserError
 from specforge.model.packing import Packing
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from specforge.data.cache import TokenCache
 
 BUCKET = 16  # batches sorted by length together; keeps lengths within a batch alike and the order random
 
@@ -83,21 +82,11 @@ def held_out(names: Sequence[str], wanted: int, seed: int) -> list[int]:
     return [index for index, name in enumerate(names) if name in kept]
 
 
-def read_cache(path: Path) -> "Dataset":
+def read_cache(path: Path) -> "TokenCache":
     """The tokenized cache, memory-mapped. Raises UserError when it is missing, cut short or of another layout."""
-    from datasets import Dataset  # here: what needs no cache, such as a benchmark on a bare machine, does without
+    from specforge.data.cache import TokenCache  # here: what needs no cache, such as a benchmark on a bare machine
 
-    if not path.is_file():
-        raise UserError(f"{path} is missing; run the rule preprocess_dataset.")
-    try:
-        cache = Dataset.from_file(str(path))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable cache ({error}); delete it and run again.") from None
-    missing = {"id", "input_ids", "loss_mask"} - set(cache.column_names)
-    if missing or not len(cache):
-        what = f"lacks the columns {sorted(missing)}" if missing else "holds no sequence"
-        raise UserError(f"{path} {what}; delete it and run again.")
-    return cache.with_format("numpy")
+    return TokenCache(path)
 
 
 @dataclass(frozen=True)

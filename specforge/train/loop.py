@@ -9,12 +9,11 @@ from threading import Event
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
-from datasets import Dataset
 from torch import Tensor
 
 from specforge.config.steps import Train
+from specforge.data.cache import TokenCache
 from specforge.errors import UserError
 from specforge.model.draft import Draft
 from specforge.model.files import save_draft
@@ -53,7 +52,7 @@ class Trainer:
         self,
         draft: Draft,
         target: Target,
-        cache: Dataset,
+        cache: TokenCache,
         objective: Objective,
         settings: Train,
         team: Team | None = None,
@@ -62,10 +61,9 @@ class Trainer:
         self.team = team or Team(device=draft.lm_head.weight.device)
         self.optimizer = MasterAdamW(draft, settings.betas, settings.weight_decay, self.team)
         self.device = draft.lm_head.weight.device
-        lengths = pc.list_value_length(cache.data.column("input_ids")).to_numpy()
-        self.held = held_out(cache.data.column("id").to_pylist(), settings.held_out, settings.seed)
+        self.held = held_out(cache.names, settings.held_out, settings.seed)
         self.rows = np.delete(np.arange(len(cache)), self.held).tolist()  # of the cache, that are trained on
-        self.lengths = lengths[self.rows].tolist()
+        self.lengths = cache.lengths[self.rows].tolist()
         self.gradients = Gradients(draft, target, objective, settings, self.optimizer, self.team)
         self.tokens, self.seconds = 0, 0.0  # of all sessions
         self.best: dict[str, Any] = {"step": None, "accept_length": 0.0}

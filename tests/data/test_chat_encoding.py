@@ -1,5 +1,6 @@
 """From conversations to token ids and masks, to the cache on disk and the draft vocabulary."""
 
+import importlib
 from collections import Counter
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoTokenizer
 
 from specforge.config.steps import Preprocess
 from specforge.data.chat import ChatEncoder
+from specforge.data.template import Chat
 from specforge.data.vocab import coverage, draft_vocabulary
 from specforge.errors import UserError
 from specforge.files import read_json, sha256_file, write_jsonl
@@ -112,10 +114,10 @@ def test_a_first_answer_that_does_not_fit_is_cut_within(encoder):
 
 def test_a_template_from_a_file_replaces_the_tokenizers(tokenizer, tmp_path):
     (tmp_path / "chat.jinja").write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}>")
-    encoder = ChatEncoder(tokenizer, str(tmp_path / "chat.jinja"))
+    encoder = ChatEncoder(tokenizer, Chat.choose(str(tmp_path / "chat.jinja")))
     assert tokenizer.decode(encoder.prompt([QUESTION])) == "[How many apples?]>"
-    with pytest.raises(UserError, match=r"preprocess\.chat_template: .*none\.jinja is not a file"):
-        ChatEncoder(tokenizer, str(tmp_path / "none.jinja"))
+    with pytest.raises(UserError, match=r"chat_template: .*none\.jinja is neither a file nor a shipped template"):
+        Chat.choose(str(tmp_path / "none.jinja"))
 
 
 @pytest.mark.parametrize(("gone", "named"), [("chat_template", "chat template"), ("eos_token", "end token")])
@@ -137,7 +139,7 @@ def test_coverage_is_the_share_of_occurrences():
     assert coverage(Counter({3: 6, 4: 2}), torch.tensor([3, 5])) == 0.75
 
 
-def preprocess(folder, work, rows, max_length=256, **settings) -> dict:
+def preprocess(folder, work, rows, max_length=256, chat=None, threads=1, **settings) -> dict:
     write_jsonl(work / "train.jsonl", rows)
     return preprocess_dataset(
         source=str(work / "train.jsonl"),
@@ -147,6 +149,9 @@ def preprocess(folder, work, rows, max_length=256, **settings) -> dict:
         cache=str(work / "cache.arrow"),
         vocab=str(work / "vocab.safetensors"),
         summary=str(work / "summary.json"),
+        chat=chat and chat.recipe(),
+        template=chat and chat.text,
+        threads=threads,
     )
 
 
@@ -213,6 +218,46 @@ def test_the_gates_of_supervised_share_and_coverage_hold(folder, tmp_path):
         preprocess(folder, tmp_path, make_conversations(9), min_supervised_share=0.9)
     with pytest.raises(UserError, match=r"less than preprocess\.min_coverage 100\.00%"):
         preprocess(folder, tmp_path, make_conversations(9), draft_vocab_size=8, min_coverage=1)
+
+
+def test_the_gates_of_what_is_lost_hold(folder, tmp_path):
+    with pytest.raises(UserError, match=r"\d of 9 sequences are longer than max_length, .*max_truncated_share 10\.00%"):
+        preprocess(folder, tmp_path, make_conversations(9), max_length=100, max_truncated_share=0.1)
+    long = [{"id": "long", "conversations": [QUESTION | {"content": "x" * 90}, ANSWER]}]
+    with pytest.raises(UserError, match=r"1 of 10 sequences have nothing to learn .*max_empty_share 5\.00%"):
+        preprocess(folder, tmp_path, make_conversations(9) + long, max_length=60, max_empty_share=0.05)
+    refused = [{"id": "odd", "conversations": [QUESTION, ANSWER | {"content": None}]}, *make_conversations(3)]
+    with pytest.raises(UserError, match=r"refused 1 of 4 conversations, .*max_refused_share 5\.00%, first odd: "):
+        preprocess(folder, tmp_path, refused)
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_what_is_refused_within_the_limit_is_counted_with_the_first_reason(folder, tmp_path):
+    refused = [{"id": "odd", "conversations": [QUESTION | {"content": None}, ANSWER]}, *make_conversations(3)]
+    summary = preprocess(folder, tmp_path, refused, max_refused_share=0.3)
+    assert (summary["conversations"], summary["refused"], summary["sequences"]) == (4, 1, 3)
+    assert summary["first_refusal"].startswith("odd: the chat template refuses it: ")
+
+
+def test_the_step_takes_as_many_processes_as_are_worth_it_with_the_same_result(folder, tmp_path, monkeypatch):
+    module = importlib.import_module("specforge.steps.preprocess_dataset")
+    summaries = []
+    for name, threads in (("one", 1), ("three", 3)):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(module, "WORTH_A_PROCESS", 1)
+        monkeypatch.setattr(importlib.import_module("specforge.data.chunks"), "CHUNK", 4)
+        summaries.append(preprocess(folder, tmp_path / name, make_conversations(30), threads=threads))
+    assert summaries[0] == summaries[1]
+
+
+def test_the_summary_says_which_template_made_the_cache(folder, tmp_path):
+    rows = make_conversations(5)
+    own, chatml = (preprocess(folder, tmp_path, rows, chat=Chat.choose(name)) for name in (None, "chatml"))
+    assert (own["chat_template"], chatml["chat_template"]) == ("tokenizer", "chatml")
+    assert own["template"]["sha256"] != chatml["template"]["sha256"] == Chat.choose("chatml").recipe()["sha256"]
+    assert own["sha256"] == chatml["sha256"]  # the tiny target speaks ChatML too
+    assert own["end_tokens"] == ["<|im_end|>"]
+    assert len(own["longest_before_cut"]) == 5
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.6, 0.95])

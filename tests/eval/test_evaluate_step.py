@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from specforge.config.steps import Evaluate
 from specforge.data.chat import ChatEncoder
+from specforge.data.template import Chat
 from specforge.errors import UserError
 from specforge.eval.prompts import read_prompts
 from specforge.files import read_json, read_jsonl, write_jsonl
@@ -43,7 +44,8 @@ def arguments(data: Path, folder: Path, **changes) -> dict:
         "draft": str(data / "draft" / "model.safetensors"),
         "prompts": str(data / "test.jsonl"),
         "settings": Evaluate(**recipe | {"bootstrap_samples": 100} | changes).model_dump(mode="json"),
-        "chat_template": None,
+        "chat": Chat().recipe(),
+        "template": None,
         "ablation": "mixed",
         "lr": "1e-3",
         "code": "abc",

@@ -1,0 +1,104 @@
+"""What the target itself generates for a recorded answer: the words that its template puts around it, its end token."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+Render = Callable[[list[dict], list | None, bool], str]
+THOUGHT, ANSWER = "specforge0thought", "specforge0answer"  # stand-ins that no template changes
+THINK, THOUGHT_OVER = "<think>", "</think>"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What stands before the reasoning, between it and the answer, and directly after the answer."""
+
+    opening: str
+    middle: str
+    after: str
+
+    @property
+    def marks(self) -> tuple[str, str]:
+        """What shows that a text holds its reasoning itself: the words around the reasoning, without blanks."""
+        return self.opening.strip(), self.middle.strip()
+
+
+# Where a template has no words of its own: what such models write, and what servers' parsers take apart.
+CONVENTION = (f"{THINK}\n", f"\n{THOUGHT_OVER}\n\n")
+
+
+class Words(NamedTuple):
+    """A completion's text, from which of its characters on it is learnt, and whether it came to its end."""
+
+    text: str
+    learnt_from: int
+    ended: bool
+
+
+def read_frame(render: Render, messages: list[dict], tools: list | None, tail: str, reasoned: bool) -> Frame:
+    """How the template writes an answer to `messages`, seen from one with stand-ins for its words.
+
+    `tail` is the end of the prompt from its last special token on.
+    """
+    turn = {"role": "assistant", "content": ANSWER}
+    if reasoned:
+        turn |= {"reasoning_content": THOUGHT, "thinking": THOUGHT}
+    prompt, whole = render(messages, tools, True), render([*messages, turn], tools, False)
+    before, found, after = whole.rpartition(ANSWER)
+    if not found:  # a template that ignores what it is told; the tokenizer's own end token must do
+        before = after = ""
+    if before.startswith(prompt):
+        said = before[len(prompt) :]
+    else:
+        said = before.rpartition(tail)[2] if tail and tail in before else ""
+    if not reasoned:
+        return Frame("", said, after)
+    if THOUGHT in said:
+        opening, _, middle = said.rpartition(THOUGHT)
+        return Frame(opening, middle, after)
+    if prompt.rstrip("\n").endswith(THINK):  # the prompt opens it and history drops it, as DeepSeek-R1's does
+        blank = "\n" if prompt.endswith("\n") else ""
+        return Frame("", f"{blank}{THOUGHT_OVER}{blank * 2}", after)
+    return Frame(*CONVENTION, after)
+
+
+def completion(turn: dict[str, Any], plain: Frame, thinking: Frame, learn_reasoning: bool) -> Words:
+    """The text that the target generated for `turn`.
+
+    Reasoning that a server kept apart goes back where the template has it. An answer that holds its reasoning itself
+    is taken as it is. Any other gets what the template writes before it, such as a channel's name or an empty
+    thought.
+    """
+    content, reasoning = turn["content"], turn.get("reasoning")
+    cut = turn.get("finish_reason") == "length"
+    if reasoning is not None:
+        thought = thinking.opening + reasoning.strip("\n")
+        if cut and not content:
+            return Words(thought, 0 if learn_reasoning else len(thought), False)
+        lead = thought + thinking.middle
+        return Words(lead + content.lstrip("\n"), 0 if learn_reasoning else len(lead), not cut)
+    held = _held_reasoning(content, thinking)
+    if held is not None:
+        return Words(content, 0 if learn_reasoning else held, not cut)
+    opened = not thinking.opening
+    if opened and cut:  # the prompt began a thought, and this is its beginning
+        return Words(content, 0 if learn_reasoning else len(content), False)
+    lead = plain.middle or (thinking.middle if opened else "")
+    if content.startswith(lead):
+        lead = ""
+    learnt_from = len(lead) if _is_reasoning(lead, thinking) and not learn_reasoning else 0
+    return Words(lead + content, learnt_from, not cut)
+
+
+def _held_reasoning(content: str, thinking: Frame) -> int | None:
+    """Where the answer begins in a text that holds its reasoning, its end when that was cut; None without reasoning."""
+    opening, closing = thinking.marks
+    if closing and closing in content:
+        answer = content.rpartition(closing)[2].lstrip("\n")
+        return len(content) - len(answer)
+    return len(content) if opening and content.lstrip().startswith(opening) else None
+
+
+def _is_reasoning(lead: str, thinking: Frame) -> bool:
+    """Whether what the template writes before an answer is an empty thought."""
+    return bool(lead) and lead.split() == (thinking.opening + thinking.middle).split()

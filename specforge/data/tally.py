@@ -1,0 +1,116 @@
+"""What tokenizing counts, chunk by chunk, for the gate before training and the report."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from specforge.config.steps import Preprocess
+from specforge.data.cache import Row
+from specforge.data.chat import Sequence
+from specforge.errors import UserError
+
+LONGEST = 10
+PREVIEW_TOKENS = 160
+SUMS = (
+    "conversations", "refused", "sequences", "tokens", "truncated", "within", "cut_tokens", "empty", "skipped_calls"
+)  # fmt: skip
+
+
+@dataclass
+class Tally:
+    """Counts that add up in any grouping of the same order; their size does not grow with the data."""
+
+    conversations: int = 0
+    refused: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    within: int = 0  # of the truncated, those cut within their first answer
+    cut_tokens: int = 0
+    empty: int = 0
+    skipped_calls: int = 0  # turns of tool calls whose words are not what follows their prompt
+    supervised: Counter[int] = field(default_factory=Counter)
+    longest: list[tuple[int, str]] = field(default_factory=list)  # as kept
+    wholes: list[tuple[int, str]] = field(default_factory=list)  # before any cut
+    ends: set[int] = field(default_factory=set)
+    preview: list[tuple[int, bool]] = field(default_factory=list)
+    refusal: str | None = None  # the first, with its conversation
+
+    def refuse(self, name: str, cause: str) -> None:
+        self.refused += 1
+        self.refusal = self.refusal or f"{name}: {cause}"
+
+    def take(self, name: str, sequence: Sequence, max_length: int) -> Row | None:
+        """The row of a sequence, cut and counted; None when nothing is left to learn."""
+        whole = len(sequence.ids)
+        cut = sequence.cut(max_length)
+        ids, mask = np.array(sequence.ids, np.int32), np.array(sequence.mask, np.bool_)
+        if not mask[2:].any():  # the draft's first prediction is the third token
+            self.empty += 1
+            return None
+        self.sequences += 1
+        self.tokens += len(ids)
+        self.truncated += cut
+        self.within += cut and not sequence.turn_ends
+        self.cut_tokens += whole - len(ids)
+        self.longest = _longest([*self.longest, (len(ids), name)])
+        self.wholes = _longest([*self.wholes, (whole, name)])
+        if not self.preview:
+            self.preview = list(zip(ids[:PREVIEW_TOKENS].tolist(), mask[:PREVIEW_TOKENS].tolist(), strict=True))
+        return Row(name, ids, mask)
+
+    def count(self, rows: list[Row]) -> None:
+        """Counts the supervised ids of rows, all at once."""
+        if rows:
+            ids = np.concatenate([row.ids[row.mask] for row in rows])
+            counts = np.bincount(ids)
+            (seen,) = counts.nonzero()
+            self.supervised.update(dict(zip(seen.tolist(), counts[seen].tolist(), strict=True)))
+
+    def add(self, later: "Tally") -> None:
+        """Takes in the counts of the chunk that follows."""
+        for name in SUMS:
+            setattr(self, name, getattr(self, name) + getattr(later, name))
+        self.supervised.update(later.supervised)
+        self.longest = _longest([*self.longest, *later.longest])
+        self.wholes = _longest([*self.wholes, *later.wholes])
+        self.ends |= later.ends
+        self.preview = self.preview or later.preview
+        self.refusal = self.refusal or later.refusal
+
+
+def _longest(found: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    return sorted(found, key=lambda one: -one[0])[:LONGEST]
+
+
+def check(tally: Tally, coverage: float, options: Preprocess) -> None:
+    """The gate before training. Raises UserError, saying why, when the data are not fit to learn from."""
+    share = tally.supervised.total() / max(1, tally.tokens)
+    made = max(1, tally.sequences + tally.empty)
+    if tally.refused > options.max_refused_share * tally.conversations:
+        raise UserError(
+            f"The chat template refused {tally.refused} of {tally.conversations} conversations, more than "
+            f"preprocess.max_refused_share {options.max_refused_share:.2%}, first {tally.refusal}; choose another "
+            "chat_template, mend the data or raise the limit."
+        )
+    if share < options.min_supervised_share:
+        raise UserError(
+            f"Only {share:.2%} of {tally.tokens} tokens are supervised, less than preprocess.min_supervised_share "
+            f"{options.min_supervised_share:.2%}; look at the chat template and max_length, or lower the limit."
+        )
+    if tally.empty > options.max_empty_share * made:
+        raise UserError(
+            f"{tally.empty} of {made} sequences have nothing to learn within max_length, more than "
+            f"preprocess.max_empty_share {options.max_empty_share:.2%}; raise max_length or the limit."
+        )
+    if tally.truncated > options.max_truncated_share * made:
+        raise UserError(
+            f"{tally.truncated} of {made} sequences are longer than max_length, more than "
+            f"preprocess.max_truncated_share {options.max_truncated_share:.2%}; raise max_length or the limit."
+        )
+    if coverage < options.min_coverage:
+        raise UserError(
+            f"The draft vocabulary covers {coverage:.2%} of the supervised tokens, less than "
+            f"preprocess.min_coverage {options.min_coverage:.2%}; raise preprocess.draft_vocab_size or lower the limit."
+        )
