@@ -15,7 +15,7 @@ from specforge.data.vocab import coverage, draft_vocabulary
 from specforge.errors import UserError
 from specforge.files import atomic_path, read_jsonl, sha256_file, write_json
 from specforge.model.vocab import save_vocab
-from specforge.target.model import TargetFile
+from specforge.target.file import TargetFile
 
 log = logging.getLogger("specforge")
 
