@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, Strict, model_validator
 
 from specforge.config.rates import rate_tag
 
@@ -19,6 +19,11 @@ Int = Annotated[int, Strict(), BeforeValidator(_word)]
 Flag = Annotated[bool, Strict(), BeforeValidator(_word)]
 Rate = Annotated[str, BeforeValidator(rate_tag)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _sorted_keys(words: dict[str, Any]) -> dict[str, Any]:
+    """One order, since Snakemake compares params as they are written."""
+    return dict(sorted(words.items()))
 
 
 class Section(BaseModel):
@@ -71,19 +76,30 @@ class TinyTarget(Section):
         return self
 
 
+# What the engines say to a chat template themselves.
+TEMPLATE_WORDS = frozenset({"messages", "tools", "add_generation_prompt", "tokenize", "return_dict", "chat_template"})
+
+
 class Regenerate(Section):
     """regenerate_dataset: how the target writes each assistant turn anew."""
 
-    PLACEMENT = frozenset({"concurrency", "num_servers", "max_failed_share"})
+    PLACEMENT = frozenset({"concurrency", "num_servers", "max_failed_share", "shards"})
     engine: Literal["transformers", "sglang", "endpoint"] = "transformers"
     endpoints: tuple[str, ...] = ()
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.6
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_tokens: Annotated[Int, Field(ge=1)] = 192
+    top_k: Annotated[Int, Field(ge=1)] | None = None  # None: no cut
+    max_tokens: Annotated[Int, Field(ge=1)] = 192  # an answer, its reasoning included
+    keep_truncated: Flag = True  # False: a conversation ends before a turn that max_tokens cut
+    chat_template_kwargs: Annotated[
+        dict[str, Annotated[JsonValue, BeforeValidator(_word)]], AfterValidator(_sorted_keys)
+    ] = {}
+    reasoning_parser: str | None = None  # SGLang's name for how the target marks its reasoning, such as qwen3
     batch_size: Annotated[Int, Field(ge=1)] = 64
-    concurrency: Annotated[Int, Field(ge=1)] = 64
+    concurrency: Annotated[Int, Field(ge=1)] = 64  # requests under way on each server
     num_servers: Annotated[Int, Field(ge=1)] = 1
     tp_size: Annotated[Int, Field(ge=1)] = 1
+    shards: Annotated[Int, Field(ge=1)] = 1  # jobs, each with servers of its own
     max_failed_share: Share = 0.3
     seed: Int = 0
 
@@ -96,6 +112,12 @@ class Regenerate(Section):
             )
         if (self.engine == "endpoint") != bool(self.endpoints):
             raise ValueError("endpoints lists the URLs of engine 'endpoint', and of no other engine; set both or none")
+        if self.reasoning_parser is not None and self.engine != "sglang":
+            raise ValueError("reasoning_parser is for the servers of engine 'sglang'; leave it out, or set that engine")
+        if taken := TEMPLATE_WORDS & self.chat_template_kwargs.keys():
+            raise ValueError(
+                f"chat_template_kwargs: {min(taken)!r} is what the engine itself tells the template; leave it out"
+            )
         return self
 
 

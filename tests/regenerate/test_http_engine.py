@@ -9,6 +9,7 @@ from tiny import make_conversations
 
 from specforge.config.steps import Regenerate
 from specforge.errors import UserError
+from specforge.regenerate.engine import Block
 from specforge.regenerate.http import HttpEngine
 
 
@@ -92,7 +93,7 @@ def engine_for(servers, key=None, **changes):
 
 
 def rows_of(servers, records, done=(), **changes):
-    return {row["id"]: row for row in engine_for(servers, **changes).run(records, done)}
+    return {row["id"]: row for row in engine_for(servers, **changes).run([Block(records, done)])}
 
 
 def test_each_turn_is_asked_on_the_regenerated_history():
@@ -224,7 +225,7 @@ def test_without_any_server_the_run_ends_in_one_sentence_and_keeps_what_it_has()
         return echo(body) if asked["all"] <= 2 else None
 
     with serving(dying) as servers:
-        rows = engine_for(servers, concurrency=1).run(make_conversations(3), ())
+        rows = engine_for(servers, concurrency=1).run([Block(make_conversations(3), ())])
         assert next(rows)["id"] == "c0"
         with pytest.raises(UserError, match=r"no server answers any more.*run again"):
             next(rows)
@@ -233,7 +234,7 @@ def test_without_any_server_the_run_ends_in_one_sentence_and_keeps_what_it_has()
 def test_the_key_is_sent_but_never_logged(caplog):
     caplog.set_level("DEBUG")
     with serving(echo) as servers:
-        list(engine_for(servers, key="sk-secret").run(make_conversations(1), ()))
+        list(engine_for(servers, key="sk-secret").run([Block(make_conversations(1), ())]))
     headers = servers[0].seen[0][1]
     assert headers["Authorization"] == "Bearer sk-secret"
     assert "sk-secret" not in caplog.text
@@ -241,7 +242,7 @@ def test_the_key_is_sent_but_never_logged(caplog):
 
 def test_stopping_early_ends_what_is_under_way():
     with serving(echo) as servers:
-        rows = engine_for(servers, concurrency=2).run(make_conversations(50), ())
+        rows = engine_for(servers, concurrency=2).run([Block(make_conversations(50), ())])
         next(rows)
         rows.close()
         assert len(servers[0].seen) < 20

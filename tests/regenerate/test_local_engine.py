@@ -7,8 +7,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specforge.config.steps import Regenerate
 from specforge.errors import UserError
+from specforge.regenerate.engine import Block
 from specforge.regenerate.local import LocalEngine
-from specforge.target.model import TargetFile
+from specforge.target.file import TargetFile
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def settings(**changes) -> Regenerate:
 
 
 def rows_of(target, records, done=(), **changes) -> dict[str, dict]:
-    return {row["id"]: row for row in LocalEngine.load(target, settings(**changes)).run(records, done)}
+    return {row["id"]: row for row in LocalEngine.load(target, settings(**changes)).run([Block(records, done)])}
 
 
 def one_by_one(target, record, max_tokens) -> list[str]:
@@ -122,7 +123,7 @@ def test_an_empty_completion_is_an_error_row(target):
     with torch.no_grad():
         engine.model.lm_head.weight.zero_()
     engine.end_ids = [0]  # all logits are equal, so the first id is said
-    (row,) = engine.run(make_conversations(1), ())
+    (row,) = engine.run([Block(make_conversations(1), ())])
     assert row["error"] == "turn 3: empty completion (finish reason stop)"
 
 
@@ -130,7 +131,7 @@ def test_a_refusing_template_is_an_error_row(target):
     engine = LocalEngine.load(target, settings())
     refuse = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     engine.tokenizer.chat_template = refuse + engine.tokenizer.chat_template
-    rows = {row["id"]: row for row in engine.run(make_conversations(3), ())}
+    rows = {row["id"]: row for row in engine.run([Block(make_conversations(3), ())])}
     assert "no system role" in rows["c0"]["error"]
     assert "error" not in rows["c1"]
 

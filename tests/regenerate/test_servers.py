@@ -11,6 +11,7 @@ from tiny import make_conversations, make_tiny_target
 
 from specforge.config.steps import Regenerate
 from specforge.errors import UserError
+from specforge.regenerate.engine import Block
 from specforge.regenerate.http import HttpEngine
 from specforge.regenerate.servers import running_servers, sglang_command
 
@@ -53,9 +54,9 @@ def all_gone(pids, seconds=5.0) -> bool:
 def test_servers_get_gpus_of_their_own_and_end_with_the_block(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     pids = tmp_path / "pids"
-    with running_servers(plain(pids), count=2, gpus_each=2, logs=tmp_path / "logs", timeout=30) as urls:
-        assert len(set(urls)) == 2
-        assert all(httpx.get(f"{url}/v1/models", trust_env=False).is_success for url in urls)
+    with running_servers(plain(pids), count=2, gpus_each=2, logs=tmp_path / "logs", timeout=30) as servers:
+        assert len({server.url for server in servers}) == 2
+        assert all(httpx.get(f"{server.url}/v1/models", trust_env=False).is_success for server in servers)
     assert {line.split()[2] for line in pids.read_text().splitlines()} == {"4,5", "6,7"}
     assert all_gone(pids)
 
@@ -157,8 +158,8 @@ def test_a_real_server_regenerates(tmp_path, monkeypatch):
     settings = Regenerate(engine="sglang", temperature=0, max_tokens=8, concurrency=2)
     with running_servers(
         lambda port: [*words, "--port", str(port)], count=1, gpus_each=0, logs=tmp_path / "logs", timeout=120
-    ) as urls:
-        rows = {row["id"]: row for row in HttpEngine(urls, model, settings).run(records, ())}
+    ) as servers:
+        rows = {row["id"]: row for row in HttpEngine(servers, model, settings).run([Block(records, ())])}
     assert sorted(rows) == ["c0", "c1", "c2"]
     for record in records:
         answers = [turn for turn in rows[record["id"]]["conversations"] if turn["role"] == "assistant"]
