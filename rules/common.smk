@@ -44,6 +44,8 @@ DATASET, TARGET, PREFIX = cfg.dataset_name, cfg.target_name, cfg.prefix
 TARGET_FILE = f"checkpoints/targets/{TARGET}/target.json"
 HELD_OUT = {"test": f"datasets/{DATASET}_test.jsonl"} if cfg.split_eval else {}
 REGENERATED = f"datasets/{PREFIX}/{DATASET}_regenerated.jsonl"
+SHARDS = cfg.regenerate.shards if cfg.regenerate else 1
+SHARD = f"datasets/{PREFIX}/.shards/{DATASET}_{{shard}}-of-{SHARDS}.json"
 CACHE = {
     "cache": f"datasets/{PREFIX}/{DATASET}_cache.arrow",
     "vocab": f"datasets/{PREFIX}/{DATASET}_vocab.safetensors",

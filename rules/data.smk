@@ -25,10 +25,37 @@ rule prep_dataset:
         "../scripts/prep_dataset.py"
 
 
+rule regenerate_shard:
+    input:
+        source=f"datasets/{DATASET}_train.jsonl",
+        target=TARGET_FILE,
+    output:
+        receipt=SHARD,
+    log:
+        f"logs/regenerate_shard/{PREFIX}/{{shard}}-of-{SHARDS}.log",
+    wildcard_constraints:
+        shard=r"\d+",
+    threads: 2
+    resources:
+        local_cpus=2,
+        mem_mb=4000,
+        runtime=1440,
+    params:
+        settings=recipe("regenerate"),
+        placement=placement("regenerate"),
+        work=f"datasets/{PREFIX}/.work",
+        # that of the rule which joins them: both must find one work folder
+        code=code_version("regenerate_dataset"),
+        backend=untracked(cfg.backend),
+    script:
+        "../scripts/regenerate_shard.py"
+
+
 rule regenerate_dataset:
     input:
         source=f"datasets/{DATASET}_train.jsonl",
         target=TARGET_FILE,
+        shards=[SHARD.format(shard=n) for n in range(SHARDS) if SHARDS > 1],
     output:
         data=REGENERATED,
         errors=f"datasets/{PREFIX}/{DATASET}_errors.jsonl",

@@ -73,6 +73,14 @@ def regenerate_dataset(**request: Any) -> dict:
     return step(**request)
 
 
+@app.function(image=SERVING, volumes=VOLUMES, secrets=[HUGGINGFACE], timeout=DAY, gpu=GPUS)
+def regenerate_shard(**request: Any) -> dict:
+    from specforge.steps.regenerate_shard import regenerate_shard as step
+
+    _home()
+    return step(**request)
+
+
 @app.function(image=TRAINING, volumes=VOLUMES, secrets=[HUGGINGFACE], timeout=DAY)
 def preprocess_dataset(**request: Any) -> dict:
     from specforge.steps.preprocess_dataset import preprocess_dataset as step
