@@ -50,7 +50,7 @@ def append(module: str, text: str) -> Callable[[Path], object]:
         ("specforge/data/chat.py", {"preprocess_dataset", "evaluate"}),
         ("specforge/data/split.py", {"prep_dataset"}),
         ("specforge/eval/sampling.py", {"evaluate"}),
-        ("specforge/regenerate/http.py", {"regenerate_dataset"}),
+        ("specforge/regenerate/http.py", {"regenerate_dataset", "regenerate_shard"}),
         ("specforge/target/tiny.py", {"train_tiny_target"}),
         ("specforge/report/page.py", {"report"}),
         ("specforge/report/report.css", {"report"}),

@@ -112,6 +112,9 @@ class Regenerate(Section):
             )
         if (self.engine == "endpoint") != bool(self.endpoints):
             raise ValueError("endpoints lists the URLs of engine 'endpoint', and of no other engine; set both or none")
+        for url in self.endpoints:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"endpoints: {url!r} is not a URL; write it like http://127.0.0.1:30000")
         if self.reasoning_parser is not None and self.engine != "sglang":
             raise ValueError("reasoning_parser is for the servers of engine 'sglang'; leave it out, or set that engine")
         if taken := TEMPLATE_WORDS & self.chat_template_kwargs.keys():

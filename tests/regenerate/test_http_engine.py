@@ -1,5 +1,6 @@
 import json
 import threading
+import time
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,8 +10,10 @@ from tiny import make_conversations
 
 from specforge.config.steps import Regenerate
 from specforge.errors import UserError
+from specforge.regenerate import pool
 from specforge.regenerate.engine import Block
 from specforge.regenerate.http import HttpEngine
+from specforge.regenerate.pool import MOVES, STRIKES
 
 
 class Fake(ThreadingHTTPServer):
@@ -34,6 +37,12 @@ class Fake(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        """Healthy."""
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -82,14 +91,14 @@ def serving(*replies):
             thread.join()
 
 
-def engine_for(servers, key=None, **changes):
+def engine_for(servers, key=None, patience=60.0, **changes):
     options = {
         "engine": "endpoint",
         "endpoints": [server.url for server in servers],
         "max_tokens": 9,
     } | changes
     settings = Regenerate(**options)
-    return HttpEngine(settings.endpoints, "tiny", settings, api_key=key, backoff=0.01)
+    return HttpEngine(settings.endpoints, "tiny", settings, api_key=key, backoff=0.01, patience=patience)
 
 
 def rows_of(servers, records, done=(), **changes):
@@ -246,3 +255,116 @@ def test_stopping_early_ends_what_is_under_way():
         next(rows)
         rows.close()
         assert len(servers[0].seen) < 20
+
+
+def test_reasoning_is_taken_from_the_field_that_the_server_has_for_it_or_out_of_the_text():
+    def reply(body):
+        number = len(body["messages"])
+        message = {"content": "fine"} | ({"reasoning_content": "hm"} if number == 1 else {"reasoning": "hm, hm"})
+        if number == 5:
+            message = {"content": "<think>so</think>fine"}
+        return 200, {"choices": [{"message": message, "finish_reason": "stop"}]}
+
+    with serving(reply) as servers:
+        row = rows_of(servers, make_conversations(3))["c2"]
+    answers = row["conversations"][1::2]
+    assert [(turn["content"], turn["reasoning"]) for turn in answers] == [
+        ("fine", "hm"),
+        ("fine", "hm, hm"),
+        ("fine", "so"),
+    ]
+    sent = max((body for _, _, body in servers[0].seen), key=lambda body: len(body["messages"]))["messages"]
+    assert sent[1] == {"role": "assistant", "content": "fine", "reasoning_content": "hm"}
+
+
+def test_words_that_only_some_servers_know_are_sent_when_they_are_set():
+    def sent(**changes):
+        with serving(echo) as servers:
+            rows_of(servers, make_conversations(1), **changes)
+        return servers[0].seen[0][2]
+
+    assert not {"top_k", "chat_template_kwargs"} & sent().keys()
+    body = sent(top_k=20, chat_template_kwargs={"enable_thinking": False})
+    assert (body["top_k"], body["chat_template_kwargs"]) == (20, {"enable_thinking": False})
+
+
+def test_what_one_server_cannot_do_another_is_asked_and_a_broken_one_is_left():
+    with serving(lambda body: (500, {"error": "CUDA error"}), echo) as (broken, good):
+        rows = rows_of((broken, good), make_conversations(30), concurrency=2)
+    assert not any("error" in row for row in rows.values())
+    assert len(broken.seen) <= 6 * (STRIKES + 2), "three conversations in a row are enough to know it"
+
+
+def test_a_rate_limit_is_no_reason_to_leave_a_server():
+    asked = Counter()
+
+    def reply(body):
+        asked[body["seed"]] += 1
+        return (429, {"error": "slow down"}) if asked[body["seed"]] < 6 else echo(body)
+
+    with serving(reply) as servers:
+        rows = rows_of(servers, make_conversations(8), concurrency=8)
+    assert not any("error" in row for row in rows.values())
+
+
+def test_a_slow_server_gets_less_and_an_endless_one_is_left():
+    def slow(body):
+        time.sleep(0.2)
+        return echo(body)
+
+    with serving(slow, echo) as (tortoise, hare):
+        rows = rows_of((tortoise, hare), make_conversations(40), concurrency=2)
+        assert not any("error" in row for row in rows.values())
+        assert len(tortoise.seen) < len(hare.seen) / 2
+        rows = list(engine_for([tortoise, hare], patience=0.1).run([Block(make_conversations(40), ())]))
+    failed = [row for row in rows if "error" in row]
+    assert len(rows) == 40
+    assert STRIKES <= len(failed) < 40
+    assert all("no answer within 0 s" in row["error"] for row in failed)
+
+
+def test_no_server_has_more_than_its_requests_also_when_another_dies():
+    def slow(body):
+        time.sleep(0.02)
+        return echo(body)
+
+    with serving(lambda body: None, slow, slow) as servers:
+        rows = rows_of(servers, make_conversations(40), concurrency=3)
+    assert not any("error" in row for row in rows.values())
+    assert [server.peak for server in servers[1:]] == [3, 3]
+
+
+def test_a_server_that_comes_back_is_used_again(monkeypatch):
+    monkeypatch.setattr(pool, "PROBE_SECONDS", 0.05)
+    asked = Counter()
+
+    def flaky(body):
+        asked["flaky"] += 1
+        return None if asked["flaky"] <= 12 else echo(body)
+
+    def slow(body):
+        time.sleep(0.02)
+        return echo(body)
+
+    with serving(flaky, slow) as servers:
+        rows = rows_of(servers, make_conversations(60), concurrency=2)
+    assert not any("error" in row for row in rows.values())
+    assert asked["flaky"] > 20
+
+
+def test_a_conversation_that_no_server_survives_fails():
+    deadly = "(2)"
+
+    def reply(body):
+        return None if deadly in body["messages"][-1]["content"] else echo(body)
+
+    with serving(*[reply] * 6) as servers:
+        rows = rows_of(servers, make_conversations(4), concurrency=1)
+    assert [identity for identity, row in rows.items() if "error" in row] == ["c2"]
+    assert sum(bool(server.seen) for server in servers) >= MOVES + 1
+
+
+def test_a_proxy_is_not_asked_for_servers_here(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with serving(echo) as servers:
+        assert not any("error" in row for row in rows_of(servers, make_conversations(2)).values())

@@ -141,3 +141,48 @@ def test_a_target_without_a_chat_template_is_refused(target):
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="has no chat template"):
         LocalEngine(target.load(torch.float32), tokenizer, settings())
+
+
+@pytest.mark.parametrize(
+    ("end", "said", "expected"),
+    [
+        ("", "<think>hm</think>yes", {"reasoning": "hm", "content": "yes"}),
+        ("<think>\n", "hm</think>yes", {"reasoning": "hm", "content": "yes"}),
+        ("<think>\n", "hm", None),
+        ("", "hm", {"content": "hm"}),
+    ],
+)
+def test_reasoning_is_kept_apart_from_the_answer(target, monkeypatch, end, said, expected):
+    engine = LocalEngine.load(target, settings())
+    engine.tokenizer.chat_template += "{% if add_generation_prompt %}" + end + "{% endif %}"
+    ids = [*engine.tokenizer.encode(said), engine.tokenizer.eos_token_id]
+    monkeypatch.setattr(engine, "_generate", lambda prompts, room: [ids] * len(prompts))
+    (row,) = engine.run([Block(make_conversations(2)[1:], ())])
+    if expected is None:
+        assert "empty completion" in row["error"]
+    else:
+        assert row["conversations"][1] == {"role": "assistant", "finish_reason": "stop"} | expected
+        assert row["tokens"] == 2 * len(ids)
+
+
+def test_the_templates_own_words_reach_it(target):
+    engine = LocalEngine.load(target, settings(chat_template_kwargs={"enable_thinking": False}))
+    refuse = "{% if enable_thinking is defined and not enable_thinking %}{{ raise_exception('it is off') }}{% endif %}"
+    engine.tokenizer.chat_template = refuse + engine.tokenizer.chat_template
+    (row,) = engine.run([Block(make_conversations(1), ())])
+    assert "it is off" in row["error"]
+
+
+def test_top_k_cuts_the_distribution(target):
+    assert LocalEngine.load(target, settings(top_k=1)).model.generation_config.top_k == 1
+    greedy, cut = (rows_of(target, make_conversations(4), **words) for words in ({"temperature": 0}, {"top_k": 1}))
+    assert greedy == cut
+
+
+def test_blocks_are_batched_apart_so_that_a_shard_says_what_the_whole_says(target):
+    records = make_conversations(10)
+    parts = [Block(records[:6], ()), Block(records[6:], ())]
+    engine = LocalEngine.load(target, settings())
+    whole = {row["id"]: row for row in engine.run(parts)}
+    alone = {row["id"]: row for row in LocalEngine.load(target, settings()).run(parts[1:])}
+    assert alone == {identity: whole[identity] for identity in alone}
