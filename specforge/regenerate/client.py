@@ -15,11 +15,11 @@ from specforge.config.steps import Regenerate
 from specforge.files import digest
 from specforge.regenerate.engine import Completion, Dialogue
 from specforge.regenerate.reasoning import split_reasoning
+from specforge.regenerate.servers import HERE
 
 ATTEMPTS = 6
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 4.0  # uvicorn hangs up after 5, and a request that meets that is lost
-HERE = ("127.0.0.1", "localhost")
 
 
 class FailedTurn(Exception):

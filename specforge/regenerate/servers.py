@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -22,6 +23,7 @@ from specforge.errors import UserError
 from specforge.progress import Progress
 
 HOST = "127.0.0.1"
+HERE = (HOST, "localhost")
 POLL_SECONDS = 0.5
 START_SECONDS = 1800.0
 STOP_SECONDS = 15.0
@@ -94,8 +96,10 @@ class LocalServer:
 def answers(url: str) -> bool:
     """Whether the server there takes requests now."""
     try:
-        with httpx.Client(timeout=10.0, trust_env=HOST not in url) as client:
-            return any(client.get(url + path).is_success for path in HEALTH_PATHS)
+        with httpx.Client(timeout=10.0, trust_env=urlsplit(url).hostname not in HERE) as client:
+            replies = (client.get(url + path) for path in HEALTH_PATHS)
+            # One that asks for a key answers.
+            return any(reply.is_success or reply.status_code in (401, 403) for reply in replies)
     except httpx.TransportError:
         return False
 
