@@ -24,11 +24,40 @@ rule prep_dataset:
         "../scripts/prep_dataset.py"
 
 
+rule regenerate_shard:
+    input:
+        source=PATHS.prepared["train"],
+        target=PATHS.target,
+        target_files=PATHS.target_files,
+    output:
+        receipt=PATHS.shard,
+    log:
+        f"logs/regenerate_shard/{PREFIX}/{{shard}}-of-{cfg.shards}.log",
+    wildcard_constraints:
+        shard=r"\d+",
+    threads: 2
+    resources:
+        **claims("regenerate_shard", cpus=2, mem_mb=4000),
+        runtime=1440,
+    params:
+        settings=recipe("regenerate"),
+        chat=CHAT.recipe(),
+        template=untracked(CHAT.text),
+        placement=placement("regenerate"),
+        work=PATHS.regeneration_work,
+        # that of the rule which joins them: both must find one work folder
+        code=code_version("regenerate_dataset"),
+        place=place("regenerate_shard"),
+    script:
+        "../scripts/regenerate_shard.py"
+
+
 rule regenerate_dataset:
     input:
         source=PATHS.prepared["train"],
         target=PATHS.target,
         target_files=PATHS.target_files,
+        shards=PATHS.shards,
     output:
         **PATHS.regenerated,
     log:

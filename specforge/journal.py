@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView
 from pathlib import Path
 from types import TracebackType
 
@@ -47,6 +47,9 @@ class Journal:
 
     def __contains__(self, identity: object) -> bool:
         return identity in self._offsets
+
+    def keys(self) -> KeysView[str]:
+        return self._offsets.keys()
 
     def __getitem__(self, identity: str) -> dict:
         self._file.seek(self._offsets[identity])

@@ -48,6 +48,17 @@ def merged(changes: dict[str, Any]) -> dict[str, Any]:
         ({f"{CATALOGUE}.lrs": []}, rf"{CATALOGUE}\.lrs: "),
         ({f"{CATALOGUE}.lambda_ce": 0}, r"all weights are 0"),
         ({"regenerate.tp_size": 2, "regenerate.num_servers": 5}, r"tp_size \* num_servers is 2 \* 5 = 10"),
+        ({"regenerate.temperature": 2.5}, r"regenerate\.temperature: 2\.5 .*less than or equal to 2"),
+        ({"regenerate.top_k": 0}, r"regenerate\.top_k: 0 .*greater than or equal to 1"),
+        ({"regenerate.shards": 0}, r"regenerate\.shards: 0 .*greater than or equal to 1"),
+        ({"regenerate.endpoints": ["http://a"]}, r"regenerate: endpoints lists the URLs of engine 'endpoint'"),
+        (
+            {"regenerate.endpoints": ["a:3000"], "regenerate.engine": "endpoint"},
+            r"regenerate: endpoints: 'a:3000' is not a URL; write it like http://",
+        ),
+        ({"regenerate.reasoning_parser": "qwen3"}, r"reasoning_parser is for the servers of engine 'sglang'"),
+        ({"regenerate.chat_template_kwargs": ["x"]}, r"regenerate\.chat_template_kwargs: \['x'\] .*dictionary"),
+        ({"regenerate.chat_template_kwargs": {"tools": []}}, r"'tools' is what the engine itself tells"),
         ({"backend": "cloud"}, r"backend: 'cloud' .*'local'"),
         ({"ablation_lrs": "baseline=1e-4"}, r"'baseline=1e-4' is not ablation:rate"),
         ({"ablation_lrs": "baseline:0"}, r"learning rate '0' must be a positive number"),
@@ -95,6 +106,14 @@ def test_numbers_and_flags_inside_a_section_may_be_text_as_the_command_line_leav
     assert (train.batch_size, train.init_head_from_target) == (16, False)
     with pytest.raises(UserError, match=r"train\.batch_size: '1\.5' should be a valid integer"):
         load_config(merged({"train": {"batch_size": "1.5"}}))
+
+
+def test_what_the_template_is_told_has_one_order_and_may_be_text_as_the_command_line_leaves_it():
+    told = [{"b": "x", "enable_thinking": "false"}, {"enable_thinking": False, "b": "x"}]
+    recipes = [
+        load_config(merged({"regenerate": {"chat_template_kwargs": words}})).regenerate.recipe() for words in told
+    ]
+    assert repr(recipes[0]) == repr(recipes[1])
 
 
 @pytest.mark.parametrize("spelling", ["5e-5", "5.0e-5", 0.00005, "0.00005", "0.5E-4"])

@@ -52,7 +52,7 @@ def append(module: str, text: str) -> Callable[[Path], object]:
         ("specforge/data/cache.py", {"preprocess_dataset", "run_training", "train_tiny_target"}),
         ("specforge/data/split.py", {"prep_dataset"}),
         ("specforge/eval/sampling.py", {"evaluate"}),
-        ("specforge/regenerate/http.py", {"regenerate_dataset"}),
+        ("specforge/regenerate/http.py", {"regenerate_dataset", "regenerate_shard"}),
         ("specforge/target/tiny.py", {"train_tiny_target"}),
         ("specforge/report/page.py", {"report"}),
         ("specforge/report/report.css", {"report"}),

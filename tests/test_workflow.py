@@ -172,6 +172,12 @@ def test_experiments_are_planned(fresh: Path, experiment: str, runs: int):
     assert counts == before | {"run_training": runs, "evaluate": runs, "report": 1}
 
 
+def test_shards_are_jobs_that_one_job_joins(fresh: Path):
+    shards = {"regenerate": {"shards": 3}}
+    assert plan(fresh, overlays=(), settings=shards) == EVERYTHING | {"regenerate_shard": 3}
+    assert plan(fresh, overlays=(), settings={"regenerate": False}) == EVERYTHING
+
+
 @pytest.mark.parametrize(
     ("options", "runs"),
     [

@@ -26,7 +26,7 @@ regenerate: {max_tokens: 32, batch_size: 4}
 train: {max_steps: 24, batch_size: 4, save_every: 2}
 """
 WORK = {
-    "regenerate": "datasets/tiny-chats/.work/*/journal.jsonl",
+    "regenerate": "datasets/tiny-chats/.work/*/journal-*.jsonl",
     "train": "checkpoints/tiny-chats/baseline/lr6e-3/.work/*/step-*.safetensors",
 }
 PATIENCE = 150.0  # seconds until a step must be in its middle

@@ -107,6 +107,13 @@ def regenerate_dataset(order: dict | None = None, **request: Any) -> Any:
     return carry_out(step, request, order, VOLUMES)
 
 
+@_function(SERVING)
+def regenerate_shard(order: dict | None = None, **request: Any) -> Any:
+    from specforge.steps.regenerate_shard import regenerate_shard as step
+
+    return carry_out(step, request, order, VOLUMES)
+
+
 @_function(TRAINING, cpu=4.0)
 def preprocess_dataset(order: dict | None = None, **request: Any) -> Any:
     from specforge.steps.preprocess_dataset import preprocess_dataset as step

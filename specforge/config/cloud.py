@@ -14,8 +14,8 @@ PRICES = {
 }  # fmt: skip
 # Hours a job where no earlier one tells. Guesses for the tiny experiment, in pipeline order.
 HOURS = {
-    "download_model": 0.1, "prep_dataset": 0.05, "train_tiny_target": 0.05, "regenerate_dataset": 0.05,
-    "preprocess_dataset": 0.05, "run_training": 0.05, "evaluate": 0.05,
+    "download_model": 0.1, "prep_dataset": 0.05, "train_tiny_target": 0.05, "regenerate_shard": 0.05,
+    "regenerate_dataset": 0.05, "preprocess_dataset": 0.05, "run_training": 0.05, "evaluate": 0.05,
 }  # fmt: skip
 
 

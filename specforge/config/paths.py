@@ -31,6 +31,9 @@ class Paths:
             "errors": f"{prefix}_errors.jsonl",
             "summary": f"{prefix}_regenerated.json",
         }
+        folder = f"datasets/{cfg.prefix}/.shards/{cfg.dataset_name}"
+        self.shard = f"{folder}_{{shard}}-of-{cfg.shards}.json"
+        self.shards = [self.shard.format(shard=n) for n in range(cfg.shards) if cfg.shards > 1]
         self.regeneration_work = f"datasets/{cfg.prefix}/.work"
         self.cache = {
             "cache": f"{prefix}_cache.arrow",

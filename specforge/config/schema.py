@@ -16,6 +16,7 @@ from specforge.config.steps import (
     Preprocess,
     Regenerate,
     Section,
+    TemplateKwargs,
     TinyTarget,
     Train,
     Wandb,
@@ -68,7 +69,7 @@ class Config(Section):
     num_epochs: Annotated[Int, Field(ge=1)] = 10
     max_length: Annotated[Int, Field(ge=16)] = 2048
     chat_template: Annotated[str, Field(min_length=1)] | None = None
-    chat_template_kwargs: Annotated[dict[str, Any], Field(default_factory=dict)]
+    chat_template_kwargs: TemplateKwargs
     output_prefix: Annotated[str, Field(pattern=f"^{NAME}$")] | None = None
     skip_download: Flag = False
     single_gpu: Flag = False
@@ -119,15 +120,19 @@ class Config(Section):
                 raise ValueError(f"gpu {self.gpu!r} has no price in modal.prices, so budget cannot be kept") from None
         return self
 
+    @property
+    def shards(self) -> int:
+        """Jobs that share the regeneration."""
+        return self.regenerate.shards if self.regenerate else 1
+
     def gpus(self, rule: str) -> Gpus | None:
         """GPUs of one job of a rule. The tiny target needs none on this machine; on Modal its runs have them."""
         kind, count = Gpus.parse(self.gpu)
         regenerate = self.regenerate
         needed = {"run_training": 1 if self.single_gpu else count, "evaluate": 1}
         if regenerate and regenerate.engine != "endpoint":
-            needed["regenerate_dataset"] = (
-                regenerate.num_servers * regenerate.tp_size if regenerate.engine == "sglang" else 1
-            )
+            saying = "regenerate_dataset" if self.shards == 1 else "regenerate_shard"  # then the former only joins
+            needed[saying] = regenerate.num_servers * regenerate.tp_size if regenerate.engine == "sglang" else 1
         if rule not in needed or (self.backend == "local" and self.target_model == TINY):
             return None
         return Gpus(kind, needed[rule])

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, Strict, model_validator
 
 from specforge.config.rates import rate_tag
 
@@ -19,6 +19,24 @@ Int = Annotated[int, Strict(), BeforeValidator(_word)]
 Flag = Annotated[bool, Strict(), BeforeValidator(_word)]
 Rate = Annotated[str, BeforeValidator(rate_tag)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+# What the steps say to a chat template themselves.
+TEMPLATE_WORDS = frozenset({"messages", "tools", "add_generation_prompt", "tokenize", "return_dict", "chat_template"})
+
+
+def _template_words(words: dict[str, Any]) -> dict[str, Any]:
+    """In one order, since Snakemake compares params as they are written."""
+    if taken := TEMPLATE_WORDS & words.keys():
+        raise ValueError(f"{min(taken)!r} is what the steps themselves tell the template; leave it out")
+    return dict(sorted(words.items()))
+
+
+TemplateKwargs = Annotated[
+    dict[str, Annotated[JsonValue, BeforeValidator(_word)]],
+    AfterValidator(_template_words),
+    Field(default_factory=dict),
+]
 
 
 class Section(BaseModel):
@@ -77,16 +95,22 @@ class TinyTarget(Section):
 class Regenerate(Section):
     """regenerate_dataset: how the target writes each assistant turn anew."""
 
-    PLACEMENT = frozenset({"concurrency", "num_servers", "max_failed_share"})
+    PLACEMENT = frozenset({"concurrency", "num_servers", "max_failed_share", "shards", "server_python"})
     engine: Literal["transformers", "sglang", "endpoint"] = "transformers"
     endpoints: tuple[str, ...] = ()
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.6
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_tokens: Annotated[Int, Field(ge=1)] = 192
+    top_k: Annotated[Int, Field(ge=1)] | None = None  # None: no cut
+    num_samples: Annotated[Int, Field(ge=1)] | None = None  # the first so many conversations; None: all
+    max_tokens: Annotated[Int, Field(ge=1)] = 192  # an answer, its reasoning included
+    keep_truncated: Flag = True  # False: a conversation ends before a turn that max_tokens cut
+    server_python: str | None = None  # the interpreter that has SGLang; None: this one
+    reasoning_parser: str | None = None  # SGLang's name for how the target marks its reasoning, such as qwen3
     batch_size: Annotated[Int, Field(ge=1)] = 64
-    concurrency: Annotated[Int, Field(ge=1)] = 64
+    concurrency: Annotated[Int, Field(ge=1)] = 64  # requests under way on each server
     num_servers: Annotated[Int, Field(ge=1)] = 1
     tp_size: Annotated[Int, Field(ge=1)] = 1
+    shards: Annotated[Int, Field(ge=1)] = 1  # jobs, each with servers of its own
     max_failed_share: Share = 0.3
     seed: Int = 0
 
@@ -99,6 +123,11 @@ class Regenerate(Section):
             )
         if (self.engine == "endpoint") != bool(self.endpoints):
             raise ValueError("endpoints lists the URLs of engine 'endpoint', and of no other engine; set both or none")
+        for url in self.endpoints:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"endpoints: {url!r} is not a URL; write it like http://127.0.0.1:30000")
+        if self.reasoning_parser is not None and self.engine != "sglang":
+            raise ValueError("reasoning_parser is for the servers of engine 'sglang'; leave it out, or set that engine")
         return self
 
 

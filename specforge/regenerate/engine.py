@@ -3,13 +3,25 @@
 from collections.abc import Container, Generator, Iterable
 from typing import Any, NamedTuple, Protocol
 
+from specforge.data.template import history
+
+Record = dict[str, Any]
+
 
 class Completion(NamedTuple):
-    """What the target said in one turn. `tokens` counts what it generated, end token included."""
+    """What the target said in one turn. `tokens` counts all that it generated, reasoning and end token included."""
 
     text: str
     finish_reason: str
     tokens: int
+    reasoning: str = ""
+
+
+class Block(NamedTuple):
+    """Consecutive conversations of the input, and the ids of those that need not be said again."""
+
+    records: Iterable[Record]
+    done: Container[str]
 
 
 class Engine(Protocol):
@@ -18,11 +30,12 @@ class Engine(Protocol):
     repeatable: bool
     """Whether a conversation that failed fails again, so that trying anew on the next run is of no use."""
 
-    def run(self, records: Iterable[dict[str, Any]], done: Container[str]) -> Generator[dict[str, Any], None, None]:
-        """Yields a row for each record whose id is not in `done`, in any order, as soon as it is finished.
+    def run(self, blocks: Iterable[Block]) -> Generator[Record, None, None]:
+        """Yields a row for each record that is not done, in any order, as soon as it is finished.
 
-        A row is the record with new assistant turns, `tokens`, their total, and `ended_early` where it stops before
-        the record does; or {"id", "error"}.
+        A row is the record with new assistant turns, `tokens`, their total, and `ended_early`, the reason, where it
+        stops before the record does; or {"id", "excluded"}, where nothing is left by the settings' wish; or
+        {"id", "error"}. Blocks are asked for one by one, when there is room for their records.
         Raises UserError when nothing can go on.
         """
 
@@ -30,55 +43,73 @@ class Engine(Protocol):
 class Dialogue:
     """One conversation on its way: the recorded user, tool and system turns, the target's own answers."""
 
-    def __init__(self, record: dict[str, Any]):
-        self.record = record
+    def __init__(self, record: Record, keep_truncated: bool = True):
+        self.record, self.keep_truncated = record, keep_truncated
         self.turns: list[dict[str, Any]] = []
         self.tokens = 0
         self.error: str | None = None
-        self.ended_early = False
+        self.excluded: str | None = None
+        self.ended_early: str | None = None
         self._listen()
 
     @property
     def due(self) -> bool:
         """Whether the target's next turn is awaited."""
-        return self.error is None and not self.ended_early and len(self.turns) < len(self.record["conversations"])
+        over = self.error or self.excluded or self.ended_early
+        return not over and len(self.turns) < len(self.record["conversations"])
 
     @property
     def tools(self) -> list[dict[str, Any]] | None:
         return self.record.get("tools")
 
     def messages(self) -> list[dict[str, Any]]:
-        """The history as chat templates and servers take it."""
-        return [{key: value for key, value in turn.items() if key != "finish_reason"} for turn in self.turns]
+        """The history as chat templates and servers take it; the template decides what of the reasoning it shows."""
+        return history(self.turns)
 
     def answer(self, completion: Completion) -> None:
         """Takes the target's turn, then the recorded ones up to its next.
 
-        A turn without a word teaches nothing: it ends the conversation after the answer before, or fails it.
+        A turn without a word teaches nothing: it ends the conversation after the answer before, or fails it. So does
+        one that the length limit cut, where those are not kept, but then a conversation with nothing left is excluded,
+        not failed. A turn that was cut while it thought is kept as the last: it has no answer to ask on about.
         """
-        if not completion.text.strip():
-            self._stop(f"empty completion (finish reason {completion.finish_reason})")
+        text, reasoning, reason = completion.text, completion.reasoning, completion.finish_reason
+        answered, cut = bool(text.strip()), reason == "length"
+        if not answered and not (cut and reasoning):
+            self._stop("empty")
+            if not self.ended_early:
+                self.fail(f"empty completion (finish reason {reason})")
             return
-        self.turns.append({"role": "assistant", "content": completion.text, "finish_reason": completion.finish_reason})
+        if cut and not self.keep_truncated:
+            self._stop("length")
+            self.excluded = None if self.ended_early else "length"
+            return
+        thought = {"reasoning": reasoning} if reasoning else {}
+        self.turns.append({"role": "assistant", "content": text, **thought, "finish_reason": reason})
         self.tokens += completion.tokens
-        self._listen()
+        if answered:
+            self._listen()
+        elif len(self.turns) < len(self.record["conversations"]):
+            self.ended_early = "unanswered"
 
     def fail(self, cause: str) -> None:
         self.error = f"turn {len(self.turns) + 1}: {cause}"
 
-    def _stop(self, cause: str) -> None:
+    def row(self) -> Record:
+        identity = {"id": self.record["id"]}
+        if self.error is not None:
+            return identity | {"error": self.error}
+        if self.excluded is not None:
+            return identity | {"excluded": self.excluded}
+        early = {"ended_early": self.ended_early} if self.ended_early else {}
+        return self.record | {"conversations": self.turns, "tokens": self.tokens} | early
+
+    def _stop(self, reason: str) -> None:
+        """Ends after the last answer; without one there is nothing to end after."""
         answered = [place for place, turn in enumerate(self.turns) if turn["role"] == "assistant"]
         if answered:
-            self.ended_early = True
+            self.ended_early = reason
             del self.turns[answered[-1] + 1 :]
-        else:
-            self.fail(cause)
-
-    def row(self) -> dict[str, Any]:
-        if self.error is not None:
-            return {"id": self.record["id"], "error": self.error}
-        early = {"ended_early": True} if self.ended_early else {}
-        return self.record | {"conversations": self.turns, "tokens": self.tokens} | early
 
     def _listen(self) -> None:
         for turn in self.record["conversations"][len(self.turns) :]:

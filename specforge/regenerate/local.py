@@ -1,6 +1,6 @@
 """The engine in this process: transformers' `generate` in fixed batches, for small targets."""
 
-from collections.abc import Container, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any
 
@@ -13,19 +13,21 @@ from specforge.config.steps import Regenerate
 from specforge.data.template import Chat
 from specforge.errors import UserError
 from specforge.files import digest
-from specforge.regenerate.engine import Completion, Dialogue
-from specforge.target.model import TargetFile, default_device
+from specforge.regenerate.engine import Block, Completion, Dialogue, Record
+from specforge.regenerate.reasoning import START, split_reasoning
+from specforge.target.file import TargetFile
+from specforge.target.model import default_device
 
 WINDOW_BATCHES = 16
+THINK_TOKENS = 16  # enough for <think> in pieces, and a line break
 
-Record = dict[str, Any]
 Prompt = tuple[Dialogue, list[int]]
 
 
 class LocalEngine:
     """Every output is a function of records and settings, wherever an earlier run was killed.
 
-    A sampled token depends on the whole batch, so batches are cut from the input alone, never from what
+    A sampled token depends on the whole batch, so batches are cut from a block of the input alone, never from what
     is still to do, and a batch of which anything is missing is generated again as a whole.
     """
 
@@ -47,20 +49,22 @@ class LocalEngine:
         model = target.load(torch.bfloat16 if device.type == "cuda" else torch.float32, device)
         return cls(model, target.tokenizer(), settings, chat)
 
-    def run(self, records: Iterable[Record], done: Container[str]) -> Generator[Record, None, None]:
+    def run(self, blocks: Iterable[Block]) -> Generator[Record, None, None]:
         """See Engine. The rows of a batch come together."""
+        for block in blocks:
+            for batch in self._batches(block.records):
+                if any(record["id"] not in block.done for record in batch):
+                    yield from [row for row in self._converse(batch) if row["id"] not in block.done]
+
+    def _batches(self, records: Iterable[Record]) -> Iterator[list[Record]]:
+        """Alike conversations share a batch: fewer padded positions, fewer rows that wait."""
         size, records = self.settings.batch_size, iter(records)
         while window := list(islice(records, size * WINDOW_BATCHES)):
-            # Alike conversations share a batch: fewer padded positions, fewer rows that wait.
             window.sort(key=_extent)
-            for start in range(0, len(window), size):
-                batch = window[start : start + size]
-                if any(record["id"] not in done for record in batch):
-                    rows = self._converse(batch)
-                    yield from (row for row in rows if row["id"] not in done)
+            yield from (window[start : start + size] for start in range(0, len(window), size))
 
     def _converse(self, batch: Sequence[Record]) -> list[Record]:
-        dialogues = [Dialogue(record) for record in batch]
+        dialogues = [Dialogue(record, self.settings.keep_truncated) for record in batch]
         turn = 0
         while due := [dialogue for dialogue in dialogues if dialogue.due]:
             prompts = [(dialogue, ids) for dialogue in due if (ids := self._prompt(dialogue))]
@@ -92,8 +96,8 @@ class LocalEngine:
         """One turn of dialogues that may all say up to `room` tokens."""
         identities = [dialogue.record["id"] for dialogue, _ in prompts]
         torch.manual_seed(int(digest(self.settings.seed, identities, turn), 16) >> 1)
-        for (dialogue, _), ids in zip(prompts, self._generate([ids for _, ids in prompts], room), strict=True):
-            dialogue.answer(self._completion(ids))
+        for (dialogue, prompt), ids in zip(prompts, self._generate([ids for _, ids in prompts], room), strict=True):
+            dialogue.answer(self._completion(ids, self._thinks(prompt)))
 
     @torch.inference_mode()
     def _generate(self, prompts: Sequence[list[int]], room: int) -> list[list[int]]:
@@ -111,11 +115,16 @@ class LocalEngine:
             ) from error
         return output[:, ids.shape[1] :].tolist()
 
-    def _completion(self, ids: list[int]) -> Completion:
+    def _thinks(self, prompt: list[int]) -> bool:
+        """Whether the template lets the target begin in the middle of its reasoning."""
+        return self.tokenizer.decode(prompt[-THINK_TOKENS:]).rstrip().endswith(START)
+
+    def _completion(self, ids: list[int], thinks: bool) -> Completion:
         """Cuts at the first end token: what follows is padding."""
         end = next((place for place, token in enumerate(ids) if token in self.end_ids), None)
-        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
-        return Completion(text, "length", len(ids)) if end is None else Completion(text, "stop", end + 1)
+        reasoning, text = split_reasoning(self.tokenizer.decode(ids[:end], skip_special_tokens=True), thinks)
+        reason, tokens = ("length", len(ids)) if end is None else ("stop", end + 1)
+        return Completion(text, reason, tokens, reasoning)
 
 
 def _extent(record: Record) -> tuple[int, int]:
@@ -134,8 +143,9 @@ def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _sampling(settings: Regenerate, end_ids: list[int], pad_id: int | None) -> GenerationConfig:
-    """The target's own distribution at this temperature: nothing else shapes it, as in the loss."""
-    sampled = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    """The target's own distribution, shaped by the settings and nothing else, as in the loss."""
+    cut = {"top_p": settings.top_p, "top_k": settings.top_k or 0}
+    sampled = {"do_sample": True, "temperature": settings.temperature, **cut}
     return GenerationConfig(
         **(sampled if settings.temperature else {"do_sample": False}),
         eos_token_id=end_ids,

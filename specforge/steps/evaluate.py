@@ -17,7 +17,8 @@ from specforge.files import digest, exclusive, read_jsonl, sha256_file, write_js
 from specforge.journal import Journal
 from specforge.model.files import aux_layers_of, load_draft
 from specforge.progress import Progress
-from specforge.target.model import Target, TargetFile, default_device
+from specforge.target.file import TargetFile
+from specforge.target.model import Target, default_device
 
 log = logging.getLogger("specforge")
 

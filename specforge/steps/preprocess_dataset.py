@@ -18,7 +18,7 @@ from specforge.errors import UserError
 from specforge.files import read_jsonl, sha256_file, write_json
 from specforge.model.vocab import save_vocab
 from specforge.progress import Progress
-from specforge.target.model import TargetFile
+from specforge.target.file import TargetFile
 
 log = logging.getLogger("specforge")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from specforge.card.card import model_card
 from specforge.files import digest, exclusive, publish, read_json, read_jsonl, sha256_file, write_json, write_text
 from specforge.provenance import commit, versions
-from specforge.target.model import TargetFile
+from specforge.target.file import TargetFile
 from specforge.train.run import train_on
 
 

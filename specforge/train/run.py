@@ -22,7 +22,8 @@ from specforge.log import log_to
 from specforge.model.draft import Draft
 from specforge.model.files import draft_config, save_draft
 from specforge.model.vocab import load_vocab
-from specforge.target.model import Target, TargetFile, aux_layers, check_head
+from specforge.target.file import TargetFile
+from specforge.target.model import Target, aux_layers, check_head
 from specforge.target.packed import ORDINARY, is_ordinary
 from specforge.train.batches import read_cache
 from specforge.train.loop import Trainer, best_name

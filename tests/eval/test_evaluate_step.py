@@ -19,7 +19,8 @@ from specforge.eval.prompts import read_prompts
 from specforge.files import read_json, read_jsonl, write_jsonl
 from specforge.model.files import save_draft
 from specforge.steps.evaluate import evaluate
-from specforge.target.model import Target, TargetFile
+from specforge.target.file import TargetFile
+from specforge.target.model import Target
 
 PROMPTS, ALL = 5, 10  # at two temperatures
 DECODE = "specforge.steps.evaluate:decode_speculative"

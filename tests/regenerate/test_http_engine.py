@@ -1,5 +1,6 @@
 import json
 import threading
+import time
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,7 +10,10 @@ from tiny import make_conversations
 
 from specforge.config.steps import Regenerate
 from specforge.errors import UserError
+from specforge.regenerate import pool
+from specforge.regenerate.engine import Block
 from specforge.regenerate.http import HttpEngine
+from specforge.regenerate.pool import MOVES, STRIKES
 
 
 class Fake(ThreadingHTTPServer):
@@ -33,6 +37,12 @@ class Fake(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        """Healthy."""
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -81,18 +91,18 @@ def serving(*replies):
             thread.join()
 
 
-def engine_for(servers, key=None, **changes):
+def engine_for(servers, key=None, patience=60.0, **changes):
     options = {
         "engine": "endpoint",
         "endpoints": [server.url for server in servers],
         "max_tokens": 9,
     } | changes
     settings = Regenerate(**options)
-    return HttpEngine(settings.endpoints, "tiny", settings, api_key=key, backoff=0.01)
+    return HttpEngine(settings.endpoints, "tiny", settings, api_key=key, backoff=0.01, patience=patience)
 
 
 def rows_of(servers, records, done=(), **changes):
-    return {row["id"]: row for row in engine_for(servers, **changes).run(records, done)}
+    return {row["id"]: row for row in engine_for(servers, **changes).run([Block(records, done)])}
 
 
 def test_each_turn_is_asked_on_the_regenerated_history():
@@ -224,7 +234,7 @@ def test_without_any_server_the_run_ends_in_one_sentence_and_keeps_what_it_has()
         return echo(body) if asked["all"] <= 2 else None
 
     with serving(dying) as servers:
-        rows = engine_for(servers, concurrency=1).run(make_conversations(3), ())
+        rows = engine_for(servers, concurrency=1).run([Block(make_conversations(3), ())])
         assert next(rows)["id"] == "c0"
         with pytest.raises(UserError, match=r"no server answers any more.*run again"):
             next(rows)
@@ -233,7 +243,7 @@ def test_without_any_server_the_run_ends_in_one_sentence_and_keeps_what_it_has()
 def test_the_key_is_sent_but_never_logged(caplog):
     caplog.set_level("DEBUG")
     with serving(echo) as servers:
-        list(engine_for(servers, key="sk-secret").run(make_conversations(1), ()))
+        list(engine_for(servers, key="sk-secret").run([Block(make_conversations(1), ())]))
     headers = servers[0].seen[0][1]
     assert headers["Authorization"] == "Bearer sk-secret"
     assert "sk-secret" not in caplog.text
@@ -241,7 +251,120 @@ def test_the_key_is_sent_but_never_logged(caplog):
 
 def test_stopping_early_ends_what_is_under_way():
     with serving(echo) as servers:
-        rows = engine_for(servers, concurrency=2).run(make_conversations(50), ())
+        rows = engine_for(servers, concurrency=2).run([Block(make_conversations(50), ())])
         next(rows)
         rows.close()
         assert len(servers[0].seen) < 20
+
+
+def test_reasoning_is_taken_from_the_field_that_the_server_has_for_it_or_out_of_the_text():
+    def reply(body):
+        number = len(body["messages"])
+        message = {"content": "fine"} | ({"reasoning_content": "hm"} if number == 1 else {"reasoning": "hm, hm"})
+        if number == 5:
+            message = {"content": "<think>so</think>fine"}
+        return 200, {"choices": [{"message": message, "finish_reason": "stop"}]}
+
+    with serving(reply) as servers:
+        row = rows_of(servers, make_conversations(3))["c2"]
+    answers = row["conversations"][1::2]
+    assert [(turn["content"], turn["reasoning"]) for turn in answers] == [
+        ("fine", "hm"),
+        ("fine", "hm, hm"),
+        ("fine", "so"),
+    ]
+    sent = max((body for _, _, body in servers[0].seen), key=lambda body: len(body["messages"]))["messages"]
+    assert sent[1] == {"role": "assistant", "content": "fine", "reasoning_content": "hm"}
+
+
+def test_words_that_only_some_servers_know_are_sent_when_they_are_set():
+    def sent(**changes):
+        with serving(echo) as servers:
+            rows_of(servers, make_conversations(1), **changes)
+        return servers[0].seen[0][2]
+
+    assert not {"top_k", "chat_template_kwargs"} & sent().keys()
+    body = sent(top_k=20, chat_template_kwargs={"enable_thinking": False})
+    assert (body["top_k"], body["chat_template_kwargs"]) == (20, {"enable_thinking": False})
+
+
+def test_what_one_server_cannot_do_another_is_asked_and_a_broken_one_is_left():
+    with serving(lambda body: (500, {"error": "CUDA error"}), echo) as (broken, good):
+        rows = rows_of((broken, good), make_conversations(30), concurrency=2)
+    assert not any("error" in row for row in rows.values())
+    assert len(broken.seen) <= 6 * (STRIKES + 2), "three conversations in a row are enough to know it"
+
+
+def test_a_rate_limit_is_no_reason_to_leave_a_server():
+    asked = Counter()
+
+    def reply(body):
+        asked[body["seed"]] += 1
+        return (429, {"error": "slow down"}) if asked[body["seed"]] < 6 else echo(body)
+
+    with serving(reply) as servers:
+        rows = rows_of(servers, make_conversations(8), concurrency=8)
+    assert not any("error" in row for row in rows.values())
+
+
+def after(seconds):
+    def reply(body):
+        time.sleep(seconds)
+        return echo(body)
+
+    return reply
+
+
+def test_a_slow_server_gets_less():
+    with serving(after(0.3), echo) as (tortoise, hare):
+        rows = rows_of((tortoise, hare), make_conversations(40), concurrency=2)
+    assert not any("error" in row for row in rows.values())
+    assert len(tortoise.seen) < len(hare.seen)
+
+
+def test_a_server_that_takes_requests_and_never_answers_is_left():
+    with serving(after(3.0), echo) as servers:
+        rows = list(engine_for(servers, patience=1.0, concurrency=4).run([Block(make_conversations(40), ())]))
+    failed = [row for row in rows if "error" in row]
+    assert len(rows) == 40
+    assert STRIKES <= len(failed) < 12
+    assert all("no answer within 1 s" in row["error"] for row in failed)
+
+
+def test_no_server_has_more_than_its_requests_also_when_another_dies():
+    with serving(lambda body: None, after(0.02), after(0.02)) as servers:
+        rows = rows_of(servers, make_conversations(40), concurrency=3)
+    assert not any("error" in row for row in rows.values())
+    assert [server.peak for server in servers[1:]] == [3, 3]
+
+
+def test_a_server_that_comes_back_is_used_again(monkeypatch):
+    monkeypatch.setattr(pool, "PROBE_SECONDS", 0.05)
+    asked = Counter()
+
+    def flaky(body):
+        asked["flaky"] += 1
+        return None if asked["flaky"] <= 12 else echo(body)
+
+    with serving(flaky, after(0.02)) as servers:
+        rows = rows_of(servers, make_conversations(60), concurrency=2)
+    assert not any("error" in row for row in rows.values())
+    assert asked["flaky"] > 20
+
+
+def test_a_conversation_that_no_server_survives_fails():
+    deadly = "(2)"
+
+    def reply(body):
+        return None if deadly in body["messages"][-1]["content"] else echo(body)
+
+    with serving(*[reply] * 6) as servers:
+        rows = rows_of(servers, make_conversations(4), concurrency=1)
+    assert [identity for identity, row in rows.items() if "error" in row] == ["c2"]
+    assert sum(bool(server.seen) for server in servers) >= MOVES + 1
+
+
+def test_a_proxy_is_not_asked_for_servers_here(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with serving(echo) as servers:
+        assert not any("error" in row for row in rows_of(servers, make_conversations(2)).values())

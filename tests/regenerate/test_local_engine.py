@@ -7,8 +7,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specforge.config.steps import Regenerate
 from specforge.errors import UserError
+from specforge.regenerate.engine import Block
 from specforge.regenerate.local import LocalEngine
-from specforge.target.model import TargetFile
+from specforge.target.file import TargetFile
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def settings(**changes) -> Regenerate:
 
 
 def rows_of(target, records, done=(), **changes) -> dict[str, dict]:
-    return {row["id"]: row for row in LocalEngine.load(target, settings(**changes)).run(records, done)}
+    return {row["id"]: row for row in LocalEngine.load(target, settings(**changes)).run([Block(records, done)])}
 
 
 def one_by_one(target, record, max_tokens) -> list[str]:
@@ -122,7 +123,7 @@ def test_an_empty_completion_is_an_error_row(target):
     with torch.no_grad():
         engine.model.lm_head.weight.zero_()
     engine.end_ids = [0]  # all logits are equal, so the first id is said
-    (row,) = engine.run(make_conversations(1), ())
+    (row,) = engine.run([Block(make_conversations(1), ())])
     assert row["error"] == "turn 3: empty completion (finish reason stop)"
 
 
@@ -130,7 +131,7 @@ def test_a_refusing_template_is_an_error_row(target):
     engine = LocalEngine.load(target, settings())
     refuse = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     engine.tokenizer.chat_template = refuse + engine.tokenizer.chat_template
-    rows = {row["id"]: row for row in engine.run(make_conversations(3), ())}
+    rows = {row["id"]: row for row in engine.run([Block(make_conversations(3), ())])}
     assert "no system role" in rows["c0"]["error"]
     assert "error" not in rows["c1"]
 
@@ -140,3 +141,48 @@ def test_a_target_without_a_chat_template_is_refused(target):
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="has no chat template"):
         LocalEngine(target.load(torch.float32), tokenizer, settings())
+
+
+@pytest.mark.parametrize(
+    ("end", "said", "expected"),
+    [
+        ("", "<think>hm</think>yes", {"reasoning": "hm", "content": "yes"}),
+        ("<think>\n", "hm</think>yes", {"reasoning": "hm", "content": "yes"}),
+        ("<think>\n", "hm", None),
+        ("", "hm", {"content": "hm"}),
+    ],
+)
+def test_reasoning_is_kept_apart_from_the_answer(target, monkeypatch, end, said, expected):
+    engine = LocalEngine.load(target, settings())
+    engine.tokenizer.chat_template += "{% if add_generation_prompt %}" + end + "{% endif %}"
+    ids = [*engine.tokenizer.encode(said), engine.tokenizer.eos_token_id]
+    monkeypatch.setattr(engine, "_generate", lambda prompts, room: [ids] * len(prompts))
+    (row,) = engine.run([Block(make_conversations(2)[1:], ())])
+    if expected is None:
+        assert "empty completion" in row["error"]
+    else:
+        assert row["conversations"][1] == {"role": "assistant", "finish_reason": "stop"} | expected
+        assert row["tokens"] == 2 * len(ids)
+
+
+def test_the_templates_own_words_reach_it(target):
+    engine = LocalEngine.load(target, settings(chat_template_kwargs={"enable_thinking": False}))
+    refuse = "{% if enable_thinking is defined and not enable_thinking %}{{ raise_exception('it is off') }}{% endif %}"
+    engine.tokenizer.chat_template = refuse + engine.tokenizer.chat_template
+    (row,) = engine.run([Block(make_conversations(1), ())])
+    assert "it is off" in row["error"]
+
+
+def test_top_k_cuts_the_distribution(target):
+    assert LocalEngine.load(target, settings(top_k=1)).model.generation_config.top_k == 1
+    greedy, cut = (rows_of(target, make_conversations(4), **words) for words in ({"temperature": 0}, {"top_k": 1}))
+    assert greedy == cut
+
+
+def test_blocks_are_batched_apart_so_that_a_shard_says_what_the_whole_says(target):
+    records = make_conversations(10)
+    parts = [Block(records[:6], ()), Block(records[6:], ())]
+    engine = LocalEngine.load(target, settings())
+    whole = {row["id"]: row for row in engine.run(parts)}
+    alone = {row["id"]: row for row in LocalEngine.load(target, settings()).run(parts[1:])}
+    assert alone == {identity: whole[identity] for identity in alone}

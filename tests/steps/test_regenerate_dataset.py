@@ -49,7 +49,7 @@ def arguments(folder: Path, source: Path, target: Path, **changes) -> dict:
 
 
 def journals(folder: Path) -> list[Path]:
-    return sorted((folder / "work").glob("*/journal.jsonl"))
+    return sorted((folder / "work").glob("*/journal-*.jsonl"))
 
 
 def killed_after(lines: int, folder: Path, call: dict) -> int:
