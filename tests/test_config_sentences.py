@@ -57,8 +57,8 @@ def merged(changes: dict[str, Any]) -> dict[str, Any]:
             r"regenerate: endpoints: 'a:3000' is not a URL; write it like http://",
         ),
         ({"regenerate.reasoning_parser": "qwen3"}, r"reasoning_parser is for the servers of engine 'sglang'"),
-        ({"regenerate.chat_template_kwargs": ["x"]}, r"regenerate\.chat_template_kwargs: \['x'\] .*dictionary"),
-        ({"regenerate.chat_template_kwargs": {"tools": []}}, r"'tools' is what the engine itself tells"),
+        ({"chat_template_kwargs": ["x"]}, r"chat_template_kwargs: \['x'\] .*dictionary"),
+        ({"chat_template_kwargs": {"tools": []}}, r"'tools' is what the steps themselves tell"),
         ({"backend": "cloud"}, r"backend: 'cloud' .*'local'"),
         ({"ablation_lrs": "baseline=1e-4"}, r"'baseline=1e-4' is not ablation:rate"),
         ({"ablation_lrs": "baseline:0"}, r"learning rate '0' must be a positive number"),
@@ -110,9 +110,7 @@ def test_numbers_and_flags_inside_a_section_may_be_text_as_the_command_line_leav
 
 def test_what_the_template_is_told_has_one_order_and_may_be_text_as_the_command_line_leaves_it():
     told = [{"b": "x", "enable_thinking": "false"}, {"enable_thinking": False, "b": "x"}]
-    recipes = [
-        load_config(merged({"regenerate": {"chat_template_kwargs": words}})).regenerate.recipe() for words in told
-    ]
+    recipes = [load_config(merged({"chat_template_kwargs": words})).chat_template_kwargs for words in told]
     assert repr(recipes[0]) == repr(recipes[1])
 
 

@@ -48,7 +48,7 @@ def append(module: str, text: str) -> Callable[[Path], object]:
         ("specforge/model/attention.py", {"run_training"}),
         ("specforge/model/draft.py", {"run_training", "evaluate"}),
         ("specforge/data/chat.py", {"preprocess_dataset", "evaluate"}),
-        ("specforge/data/template.py", {"regenerate_dataset", "preprocess_dataset", "evaluate"}),
+        ("specforge/data/template.py", {"regenerate_dataset", "regenerate_shard", "preprocess_dataset", "evaluate"}),
         ("specforge/data/cache.py", {"preprocess_dataset", "run_training", "train_tiny_target"}),
         ("specforge/data/split.py", {"prep_dataset"}),
         ("specforge/eval/sampling.py", {"evaluate"}),

@@ -15,6 +15,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+from urllib.parse import urlsplit
+
+import httpx
 
 from specforge.errors import UserError
 from specforge.progress import Progress
@@ -109,15 +112,15 @@ def sglang_command(
     reasoning_parser: str | None = None,
     python: str | None = None,
 ) -> Command:
-    """`template` is a Jinja file in place of the model's own, `python` the interpreter that has SGLang (None: this one).
+    """`template` is a Jinja file in place of the model's own, `python` what has SGLang, if not this one.
 
     Raises UserError when SGLang is not installed.
     """
     if python is None and importlib.util.find_spec("sglang") is None:
         raise UserError(
-            "regenerate.engine is 'sglang', which is not installed here. It pins a torch of its own, so give it an "
-            "environment of its own (python3 -m venv sgl && sgl/bin/pip install sglang) and set "
-            "regenerate.server_python to sgl/bin/python; or set regenerate.engine to 'transformers'."
+            "regenerate.engine is 'sglang', which is not installed: run pip install -e '.[sglang]' without "
+            "constraints.txt (SGLang pins versions of its own), name the Python of an environment that has it in "
+            "regenerate.server_python, or set regenerate.engine to 'transformers'."
         )
     if python is not None and not Path(python).is_file():
         raise UserError(f"regenerate.server_python: {python} is no file; name the Python that has SGLang.")

@@ -52,11 +52,11 @@ def test_prompts_are_what_a_real_server_gives_its_model(tmp_path, monkeypatch):
     with running_servers(
         lambda port: [*words, "--dtype", "float32", "--port", str(port)],
         count=1, gpus_each=0, logs=tmp_path / "logs", timeout=120,
-    ) as (url,):  # fmt: skip
+    ) as (server,):  # fmt: skip
         for messages, tools, kwargs in REQUESTS:
             body = {"model": model, "messages": messages, "max_tokens": 2, "temperature": 0}
             body |= {"chat_template_kwargs": kwargs} | ({"tools": tools} if tools else {})
-            answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
+            answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
             assert answer.is_success, answer.text
     given = [json.loads(line)[0] for line in seen.read_text().splitlines()]
     ours = [ChatEncoder(tokenizer, Chat(kwargs=kwargs)).prompt(messages, tools) for messages, tools, kwargs in REQUESTS]

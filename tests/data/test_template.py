@@ -9,9 +9,10 @@ from specforge.config.steps import Regenerate
 from specforge.data.chat import ChatEncoder
 from specforge.data.template import SHIPPED, Chat, template_facts
 from specforge.errors import UserError
+from specforge.regenerate.engine import Block
 from specforge.regenerate.local import LocalEngine
 from specforge.regenerate.servers import sglang_command
-from specforge.target.model import TargetFile
+from specforge.target.file import TargetFile
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -74,7 +75,7 @@ def test_the_local_engine_says_what_the_encoder_reads(tmp_path):
     plain = engine._generate
     engine._generate = lambda prompts, room: seen.extend(prompts) or plain(prompts, room)
     record = make_conversations(2)[1]
-    list(engine.run([record], ()))
+    list(engine.run([Block([record], ())]))
     assert seen[0] == ChatEncoder(target.tokenizer(), chat).prompt(record["conversations"][:1])
     assert "glad" in target.tokenizer().decode(seen[0])
 

@@ -91,14 +91,16 @@ def serving(*replies):
             thread.join()
 
 
-def engine_for(servers, key=None, patience=60.0, **changes):
+def engine_for(servers, key=None, patience=60.0, template_kwargs=None, **changes):
     options = {
         "engine": "endpoint",
         "endpoints": [server.url for server in servers],
         "max_tokens": 9,
     } | changes
     settings = Regenerate(**options)
-    return HttpEngine(settings.endpoints, "tiny", settings, api_key=key, backoff=0.01, patience=patience)
+    return HttpEngine(
+        settings.endpoints, "tiny", settings, template_kwargs, api_key=key, backoff=0.01, patience=patience
+    )
 
 
 def rows_of(servers, records, done=(), **changes):
@@ -278,13 +280,14 @@ def test_reasoning_is_taken_from_the_field_that_the_server_has_for_it_or_out_of_
 
 
 def test_words_that_only_some_servers_know_are_sent_when_they_are_set():
-    def sent(**changes):
+    def sent(template_kwargs=None, **changes):
         with serving(echo) as servers:
-            rows_of(servers, make_conversations(1), **changes)
+            engine = engine_for(servers, template_kwargs=template_kwargs, **changes)
+            list(engine.run([Block(make_conversations(1), ())]))
         return servers[0].seen[0][2]
 
     assert not {"top_k", "chat_template_kwargs"} & sent().keys()
-    body = sent(top_k=20, chat_template_kwargs={"enable_thinking": False})
+    body = sent({"enable_thinking": False}, top_k=20)
     assert (body["top_k"], body["chat_template_kwargs"]) == (20, {"enable_thinking": False})
 
 

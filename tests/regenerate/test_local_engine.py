@@ -6,6 +6,7 @@ from tiny import make_conversations, make_target_file, make_tiny_target
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specforge.config.steps import Regenerate
+from specforge.data.template import Chat
 from specforge.errors import UserError
 from specforge.regenerate.engine import Block
 from specforge.regenerate.local import LocalEngine
@@ -166,7 +167,7 @@ def test_reasoning_is_kept_apart_from_the_answer(target, monkeypatch, end, said,
 
 
 def test_the_templates_own_words_reach_it(target):
-    engine = LocalEngine.load(target, settings(chat_template_kwargs={"enable_thinking": False}))
+    engine = LocalEngine.load(target, settings(), Chat(kwargs={"enable_thinking": False}))
     refuse = "{% if enable_thinking is defined and not enable_thinking %}{{ raise_exception('it is off') }}{% endif %}"
     engine.tokenizer.chat_template = refuse + engine.tokenizer.chat_template
     (row,) = engine.run([Block(make_conversations(1), ())])

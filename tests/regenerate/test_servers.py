@@ -212,7 +212,7 @@ def test_without_any_server_left_their_last_words_are_named(tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("sglang") is not None, reason="SGLang is installed here")
 def test_missing_sglang_is_one_sentence():
-    with pytest.raises(UserError, match=r"pip install \"specforge-opd\[sglang\]\""):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[sglang\]' without constraints\.txt"):
         sglang_command("model", None, 1)
 
 
