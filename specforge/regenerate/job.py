@@ -79,7 +79,8 @@ class Job:
             torch.set_num_threads(self.threads)
             yield LocalEngine.load(target, recipe)
         elif recipe.engine == "endpoint":
-            yield HttpEngine(recipe.endpoints, target.model, recipe, api_key=os.environ.get("OPENAI_API_KEY"))
+            key = os.environ.get("OPENAI_API_KEY", "").strip() or None
+            yield HttpEngine(recipe.endpoints, target.model, recipe, api_key=key)
         else:
             command = sglang_command(target.model, target.revision, recipe.tp_size, recipe.reasoning_parser)
             with running_servers(command, count=recipe.num_servers, gpus_each=recipe.tp_size, logs=logs) as servers:
