@@ -5,21 +5,14 @@ import json
 import random
 from collections.abc import Callable
 from typing import Any, Literal
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
-
-import aiohttp
-from yarl import URL
 
 from specforge.config.steps import Regenerate
 from specforge.files import digest
 from specforge.regenerate.engine import Completion, Dialogue
 from specforge.regenerate.reasoning import split_reasoning
-from specforge.regenerate.servers import HERE
+from specforge.regenerate.wire import Wire, wire_to
 
 ATTEMPTS = 6
-CONNECT_SECONDS = 10.0
-IDLE_SECONDS = 4.0  # uvicorn hangs up after 5, and a request that meets that is lost
 
 
 class FailedTurn(Exception):
@@ -55,44 +48,37 @@ class Client:
     ):
         self.seed, self.backoff, self.patience = settings.seed, backoff, patience
         self._words = _words(model, settings, template_kwargs)
-        self._routes: dict[str, tuple[URL, str | None]] = {}
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),
-            headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {}),
-            timeout=aiohttp.ClientTimeout(total=patience, sock_connect=CONNECT_SECONDS),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._wires: dict[str, Wire] = {}
 
     async def close(self) -> None:
-        await self._session.close()
+        for wire in self._wires.values():
+            await wire.close()
 
     async def complete(self, server: str, dialogue: Dialogue, gone: Callable[[], bool]) -> Completion:
         """The turn by the server at that URL, asked again while its trouble may pass and it is not gone.
 
         Raises FailedTurn, or ServerTrouble that lasts.
         """
-        if server not in self._routes:
-            self._routes[server] = URL(f"{server}/v1/chat/completions"), _proxy(server)
-        body = self._body(dialogue)
+        if server not in self._wires:
+            self._wires[server] = wire_to(f"{server}/v1/chat/completions", self._headers, self.patience)
+        wire, body = self._wires[server], self._body(dialogue)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return await self._ask(*self._routes[server], body)
+                return await self._ask(wire, body)
             except ServerTrouble as trouble:
                 if attempt == ATTEMPTS or (trouble.kind == "lost" and gone()):
                     raise
             await asyncio.sleep(self.backoff * 2 ** (attempt - 1) * random.uniform(0.75, 1.25))
         raise AssertionError("the last attempt returns or raises")
 
-    async def _ask(self, url: URL, proxy: str | None, body: bytes) -> Completion:
+    async def _ask(self, wire: Wire, body: bytes) -> Completion:
         try:
-            async with self._session.post(url, data=body, proxy=proxy) as response:
-                status, reason, content = response.status, response.reason, await response.read()
-        except aiohttp.ConnectionTimeoutError as error:
-            raise ServerTrouble(_name(error), "lost") from None
+            status, reason, content = await wire.post(body)
         except TimeoutError:
             raise FailedTurn(f"no answer within {self.patience:.0f} s", slow=True) from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise ServerTrouble(_name(error), "lost") from None
+        except OSError as error:
+            raise ServerTrouble(str(error) or type(error).__name__, "lost") from None
         if status < 300:
             return _completion(content)
         complaint = f"HTTP {status}: {_complaint(content) or reason}"
@@ -118,14 +104,6 @@ def _words(model: str, settings: Regenerate, template_kwargs: dict[str, Any]) ->
     }
     extra = {"top_k": settings.top_k, "chat_template_kwargs": template_kwargs}
     return words | {name: value for name, value in extra.items() if value}
-
-
-def _proxy(server: str) -> str | None:
-    """A proxy of the environment is for the world outside, not for servers on this machine."""
-    place = urlsplit(server)
-    if place.hostname is None or place.hostname in HERE or proxy_bypass(place.hostname):
-        return None
-    return getproxies().get(place.scheme)
 
 
 def _completion(content: bytes) -> Completion:
@@ -154,7 +132,3 @@ def _complaint(content: bytes) -> str:
     error = words.get("error")
     said = error.get("message") if isinstance(error, dict) else error
     return str(said or words.get("message") or words.get("detail") or content.decode(errors="replace"))[:300]
-
-
-def _name(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -90,7 +90,7 @@ class Job:
                 log.warning(
                     "chat_template: the servers of endpoints render by their own; start them with %s", self.chat.name
                 )
-            key = os.environ.get("OPENAI_API_KEY")
+            key = os.environ.get("OPENAI_API_KEY", "").strip() or None
             yield HttpEngine(recipe.endpoints, target.model, recipe, self.chat.kwargs, api_key=key)
         else:
             command = sglang_command(

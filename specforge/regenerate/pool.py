@@ -64,7 +64,7 @@ class Pool:
         while True:
             self._seat()
             if self._rows:
-                await asyncio.sleep(0)  # what was just seated is asked for before the caller gets busy
+                await asyncio.sleep(0)  # what was just seated is asked for before the caller gets busy with the rows
                 rows, self._rows = self._rows, []
                 return rows
             if self._defect:
