@@ -44,12 +44,10 @@ def _with_package(image: modal.Image) -> modal.Image:
     return image.add_local_python_source("specforge", ignore=["**/*.pyc"])
 
 
-_DATA = ("datasets", "httpx", "huggingface-hub", "modal", "msgspec", "pydantic")
+_DATA = ("datasets", "httptools", "httpx", "huggingface-hub", "modal", "msgspec", "pydantic")
 LIGHT = _with_package(_locked(*_DATA))
 TRAINING = _with_package(_locked(*_DATA, "jinja2", "numpy", "safetensors", "torch", "transformers", "wandb"))
-SERVING = _with_package(
-    modal.Image.from_registry(SGLANG).entrypoint([]).uv_pip_install("datasets>=4", "httpx", "msgspec", "pydantic>=2.10")
-)
+SERVING = _with_package(modal.Image.from_registry(SGLANG).entrypoint([]).uv_pip_install(*_DATA))
 
 
 def _function(image: modal.Image, *, hub: bool = True, **options: Any) -> Any:
