@@ -15,7 +15,7 @@ rule deploy_app:
         runtime=60,
         gpu=0,
     params:
-        app=cfg.modal.recipe(),
+        app=[cfg.modal.app, cfg.modal.environment],
         contained=contained(),
         place=place("deploy_app"),
     script:

@@ -25,7 +25,6 @@ rule run_training:
         work=f"{PATHS.run}/.work",
         code=code_version("run_training"),
         regenerated=untracked(bool(cfg.regenerate)),
-        single_gpu=untracked(cfg.single_gpu),
         wandb=untracked(cfg.wandb.recipe()),
         place=place("run_training"),
     script:

@@ -4,7 +4,6 @@ from specforge.cloud.job import Job
 from specforge.cloud.run import run
 
 run(
-    "download_model",
     Job.of(snakemake),
     model=snakemake.params.model,
     skip_download=snakemake.params.skip_download,

@@ -4,7 +4,6 @@ from specforge.cloud.job import Job
 from specforge.cloud.run import run
 
 run(
-    "evaluate",
     Job.of(snakemake),
     target=snakemake.input.target,
     draft=snakemake.input.draft,

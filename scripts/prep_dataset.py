@@ -4,7 +4,6 @@ from specforge.cloud.job import Job
 from specforge.cloud.run import run
 
 run(
-    "prep_dataset",
     Job.of(snakemake),
     dataset=snakemake.params.dataset,
     revision=snakemake.params.revision["revision"],

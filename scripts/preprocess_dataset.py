@@ -4,7 +4,6 @@ from specforge.cloud.job import Job
 from specforge.cloud.run import run
 
 run(
-    "preprocess_dataset",
     Job.of(snakemake),
     source=snakemake.input.source,
     target=snakemake.input.target,

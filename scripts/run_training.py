@@ -4,7 +4,6 @@ from specforge.cloud.job import Job
 from specforge.cloud.run import run
 
 run(
-    "run_training_single_gpu" if snakemake.params.single_gpu else "run_training",
     Job.of(snakemake),
     target=snakemake.input.target,
     cache=snakemake.input.cache,

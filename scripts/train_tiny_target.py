@@ -4,7 +4,6 @@ from specforge.cloud.job import Job
 from specforge.cloud.run import run
 
 run(
-    "train_tiny_target",
     Job.of(snakemake),
     source=snakemake.input.source,
     settings=snakemake.params.settings,

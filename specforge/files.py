@@ -1,5 +1,6 @@
 """Files that are either whole or absent: atomic writes, digests, JSON Lines."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -9,11 +10,24 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from specforge.errors import UserError
 
 log = logging.getLogger("specforge")
+
+
+def lock(file: IO, wait: bool = True) -> None:
+    """Locks an open file against other processes; raises BlockingIOError when one has it and `wait` is False.
+
+    A file system without locks (some network volumes) has none to give: that is told and taken as locked.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
+            raise
+        log.warning("%s: its file system has no locks (%s); let no second process work here", file.name, error)
 
 
 @contextmanager
@@ -21,7 +35,7 @@ def locked(path: Path) -> Iterator[None]:
     """Holds a lock file, made if need be, against other processes; it is free at once when its holder dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file)
         yield
 
 
@@ -35,10 +49,10 @@ def exclusive(folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, wait=False)
         except BlockingIOError:
             log.warning("%s: another process is at this work; waiting for it", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file)
         yield folder
 
 

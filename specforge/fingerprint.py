@@ -62,10 +62,18 @@ def code_version(rule: str, root: Path = ROOT) -> str:
 
     Comments, docstrings, layout, file dates and modules that the rule does not import do not count. A
     `*.jinja` or `*.css` file beside a counted module counts too. Third-party versions do not: a manifest
-    records them, and `snakemake --forcerun` acts on them.
+    records them, and `snakemake --forcerun` acts on them (on Modal after `python -m specforge.cloud forget`).
     """
+    return _version([root / "scripts" / f"{rule}.py", root / "specforge" / "steps" / f"{rule}.py"], root)
+
+
+def step_version(rule: str, root: Path = ROOT) -> str:
+    """The same without the script: what a container can see, which holds the package alone."""
+    return _version([root / "specforge" / "steps" / f"{rule}.py"], root)
+
+
+def _version(queue: list[Path], root: Path) -> str:
     sources: dict[str, str] = {}
-    queue = [root / "scripts" / f"{rule}.py", root / "specforge" / "steps" / f"{rule}.py"]
     while queue:
         path = queue.pop()
         name = path.relative_to(root).as_posix()

@@ -1,6 +1,5 @@
 """Finished work that survives a kill: one row a line, appended, found again by its id."""
 
-import fcntl
 import json
 import logging
 import os
@@ -10,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from specforge.errors import UserError
+from specforge.files import lock
 
 log = logging.getLogger("specforge")
 
@@ -84,7 +84,7 @@ class Journal:
 
     def _lock(self) -> None:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._file, wait=False)
         except BlockingIOError:
             raise UserError(f"{self.path} is in use by another run; wait for it or stop it.") from None
 

@@ -1,9 +1,10 @@
-"""`python -m specforge.cloud plan|calls|cancel|fetch`: costs, running calls, their end, files."""
+"""`python -m specforge.cloud plan|calls|cancel|fetch|forget`: costs, running calls, their end, files."""
 
 import argparse
 import contextlib
 import io
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -26,6 +27,9 @@ def main(words: list[str] | None = None) -> int:
     fetch = commands.add_parser("fetch", help="bring files here that stayed on their volume")
     fetch.add_argument("paths", nargs="+")
     fetch.add_argument("--environment", help="modal.environment, when it is not the profile's")
+    forget = commands.add_parser("forget", help="have files made anew although their volume holds them")
+    forget.add_argument("paths", nargs="+")
+    forget.add_argument("--environment", help="as for fetch")
     options, rest = parser.parse_known_args(words)
     log_to(None)
     try:
@@ -35,6 +39,8 @@ def main(words: list[str] | None = None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         elif options.command == "fetch":
             bring(options.paths, options.environment)
+        elif options.command == "forget":
+            forget_files(options.paths, options.environment)
         else:
             show_calls(options.experiment, end=options.command == "cancel")
     except UserError as error:
@@ -49,6 +55,7 @@ def show_plan(words: list[str]) -> None:
     from snakemake.cli import parse_args, parse_config
     from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
 
+    from specforge.cloud.live import is_live
     from specforge.cloud.plan import check_budget, plan, table
 
     _, options = parse_args(words)
@@ -58,6 +65,8 @@ def show_plan(words: list[str]) -> None:
             config_settings=ConfigSettings(
                 config=parse_config(options.config), configfiles=options.configfile, config_args=options.config
             ),
+            snakefile=options.snakefile,
+            workdir=options.directory,
         )
         dag_api = workflow_api.dag(
             DAGSettings(
@@ -65,13 +74,18 @@ def show_plan(words: list[str]) -> None:
                 forcerun=options.forcerun,
                 rerun_triggers=options.rerun_triggers,
                 until=options.until,
+                forceall=options.forceall,
+                omit_from=options.omit_from,
             )
         )
         with contextlib.redirect_stdout(io.StringIO()):
             dag_api.summary()
         workflow = workflow_api._workflow  # the only way to the jobs; plan tests hold it
         cfg, jobs = workflow.globals["cfg"], list(workflow.dag.needrun_jobs())
-    lines = plan(cfg, jobs)
+    if cfg.backend != "modal":
+        sys.stdout.write("backend is local: nothing is paid for; add --config backend=modal\n")
+        return
+    lines = plan(cfg, jobs, is_live)
     sys.stdout.write(table(lines) + "\n")
     check_budget(cfg, lines)
 
@@ -109,13 +123,28 @@ def bring(paths: list[str], environment: str | None) -> None:
         if place is None:
             raise UserError(f"{path} lies on no volume; paths begin with datasets/, checkpoints/ or results/.")
         try:
-            facts = read_receipt(path) or mirror.read_json(place.label) or mirror.unlabelled(place)
+            receipt, stat = read_receipt(path), Path(path).stat() if Path(path).exists() else None
+            facts = receipt or mirror.read_json(place.label) or mirror.unlabelled(place)
             mirror.fetch(path, facts)
+            if receipt:  # of the same age as what it stood for: nothing becomes stale
+                os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         except UserError:
             raise
         except Exception as error:
             raise explain(error, f"fetching {path}") from error
         log.info("%s (%.1f MiB)", path, Path(path).stat().st_size / 2**20)
+
+
+def forget_files(paths: list[str], environment: str | None) -> None:
+    """Has the next run that makes these files start a call, whatever the volume holds of an earlier one."""
+    from specforge.cloud.errors import explain
+    from specforge.cloud.mirror import Mirror
+
+    try:
+        Mirror(environment).distrust(paths)
+    except Exception as error:
+        raise explain(error, "forgetting") from error
+    sys.stdout.write(f"forgotten; `snakemake ... --forcerun` makes them anew: {' '.join(paths)}\n")
 
 
 if __name__ == "__main__":

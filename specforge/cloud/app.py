@@ -16,7 +16,7 @@ from specforge.cloud.places import CHECKPOINTS, DATASETS, HUB_CACHE, MOUNTS
 
 GPUS, ONE_GPU = "H100:8", "H100"
 DAY = 24 * 60 * 60  # seconds, the longest attempt that Modal allows
-LOCK = "/specforge/constraints.txt"
+CONSTRAINTS = "/specforge/constraints.txt"
 SGLANG = "lmsysorg/sglang:v0.5.23"
 
 app = modal.App("specforge-opd")
@@ -35,8 +35,8 @@ def _locked(*packages: str) -> modal.Image:
     lock = Path(__file__).resolve().parents[2] / "constraints.txt"
     image = modal.Image.debian_slim(python_version="3.11")
     if modal.is_local():  # a container is already built, and holds the package without the project around it
-        image = image.add_local_file(lock, LOCK, copy=True)
-    return image.uv_pip_install(*packages, extra_options=f"--constraint {LOCK}")
+        image = image.add_local_file(lock, CONSTRAINTS, copy=True)
+    return image.uv_pip_install(*packages, extra_options=f"--constraint {CONSTRAINTS}")
 
 
 def _with_package(image: modal.Image) -> modal.Image:
@@ -105,8 +105,23 @@ def regenerate_dataset(order: dict | None = None, **request: Any) -> Any:
     return carry_out(step, request, order, VOLUMES)
 
 
+@_function(TRAINING, cpu=4.0)
+def regenerate_dataset_batched(order: dict | None = None, **request: Any) -> Any:
+    """The same without servers: batched generation of transformers, copying, joining."""
+    from specforge.steps.regenerate_dataset import regenerate_dataset as step
+
+    return carry_out(step, request, order, VOLUMES)
+
+
 @_function(SERVING)
 def regenerate_shard(order: dict | None = None, **request: Any) -> Any:
+    from specforge.steps.regenerate_shard import regenerate_shard as step
+
+    return carry_out(step, request, order, VOLUMES)
+
+
+@_function(TRAINING, cpu=4.0)
+def regenerate_shard_batched(order: dict | None = None, **request: Any) -> Any:
     from specforge.steps.regenerate_shard import regenerate_shard as step
 
     return carry_out(step, request, order, VOLUMES)

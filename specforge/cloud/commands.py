@@ -5,7 +5,6 @@ file here that goes up first; outputs stay on the volumes, under the paths that 
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ def _call(function: modal.Function, request: dict[str, Any], *, outputs: list[st
           gpus: str | None = None) -> Any:  # fmt: skip
     """Runs a function of the app, shows what its step returned, and says where its files are."""
     log_to(None)
-    digests, guests = Mirror(os.environ.get("MODAL_ENVIRONMENT")).bring(inputs)
+    digests, guests = Mirror().bring(inputs)
     order = {"inputs": digests, "guests": guests, "outputs": outputs}
     try:
         answer = (function.with_options(gpu=gpus) if gpus else function).remote(order=order, **request)
@@ -66,7 +65,7 @@ def _require(cfg: Config, path: str) -> None:
     place = spot(path)
     if place is None:
         raise UserError(f"{path} lies on no volume; its path begins with datasets/.")
-    if Mirror(os.environ.get("MODAL_ENVIRONMENT")).size(place) is None:
+    if Mirror().size(place) is None:
         raise UserError(
             f"Dataset {cfg.dataset!r} not found in volume {place.volume} (no {place.path}); prepare it with `modal run "
             f"-m specforge.cloud.commands::prep_dataset --dataset {cfg.dataset}`. Supported names: {', '.join(NAMES)}."
@@ -151,6 +150,8 @@ def regenerate_dataset(
             "tp_size": tp_size, "num_servers": num_servers, "concurrency": concurrency, "num_samples": num_samples,
             "temperature": temperature,
         }  # fmt: skip
+        if tp_size or num_servers or concurrency:  # words of servers
+            section["engine"] = "sglang"
         cfg = _configured(target_model=model, dataset=dataset, backend="modal", regenerate=section)
         paths = Paths(cfg)
         source = input_file or paths.prepared["train"]
@@ -162,7 +163,9 @@ def regenerate_dataset(
             "errors": files["errors"], "summary": files["summary"], "work": paths.regeneration_work, "threads": 4,
         }  # fmt: skip
         gpus = cfg.gpus("regenerate_dataset")
-        _call(functions.regenerate_dataset, request, outputs=list(files.values()), gpus=str(gpus) if gpus else None)
+        function = getattr(functions, cfg.function("regenerate_dataset"))
+        local = tuple(local_model(cfg.target_model))
+        _call(function, request, outputs=list(files.values()), inputs=local, gpus=str(gpus) if gpus else None)
 
     _run(action)
 
@@ -186,7 +189,8 @@ def preprocess_dataset(
             "source": source, "target": _target(cfg), "settings": cfg.preprocess.recipe(),
             "max_length": cfg.max_length, "threads": 4, **_chat(cfg), **paths.cache,
         }  # fmt: skip
-        _call(functions.preprocess_dataset, request, outputs=list(paths.cache.values()))
+        local = tuple(local_model(cfg.target_model))
+        _call(functions.preprocess_dataset, request, outputs=list(paths.cache.values()), inputs=local)
 
     _run(action)
 
@@ -208,7 +212,8 @@ def _train(cfg: Config, function: modal.Function, ablation: str, lr: str) -> Non
         **files,
     }  # fmt: skip
     outputs = [f"{folder}/draft/config.json", *files.values()]
-    _call(function, request, outputs=outputs, gpus=str(cfg.gpus("run_training")))
+    local = tuple(local_model(cfg.target_model))
+    _call(function, request, outputs=outputs, inputs=local, gpus=str(cfg.gpus("run_training")))
 
 
 @app.local_entrypoint()
@@ -263,6 +268,7 @@ def evaluate(
             "prompts": paths.test, "settings": cfg.evaluate.recipe(), **_chat(cfg),
             **run, "code": "modal run", "output": f"{result}/eval.json", "work": f"{result}/.work", "threads": 4,
         }  # fmt: skip
-        _call(functions.evaluate, request, outputs=[request["output"]], gpus=str(cfg.gpus("evaluate")))
+        local = tuple(local_model(cfg.target_model))
+        _call(functions.evaluate, request, outputs=[request["output"]], inputs=local, gpus=str(cfg.gpus("evaluate")))
 
     _run(action)

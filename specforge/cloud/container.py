@@ -13,10 +13,10 @@ from typing import Any
 
 import modal
 
-from specforge.cloud.package import package_digest
-from specforge.cloud.places import CHECKPOINTS, HOME, MOUNTS, finished, spot
+from specforge.cloud.places import CHECKPOINTS, DATASETS, HOME, HUB_CACHE, MOUNTS, finished, running, spot
 from specforge.errors import UserError
 from specforge.files import sha256_file, write_json
+from specforge.fingerprint import step_version
 from specforge.log import log_to
 
 log = logging.getLogger("specforge")
@@ -32,7 +32,8 @@ class Order:
     """What a call's sender expects. The defaults are those of a call that no rule sent."""
 
     work: str | None = None
-    package: str | None = None
+    rule: str | None = None
+    step: str | None = None  # version of the rule's step at the sender
     commit: str | None = None
     inputs: dict[str, str] = field(default_factory=dict)  # path to SHA-256
     outputs: list[str] = field(default_factory=list)
@@ -43,14 +44,23 @@ def carry_out(step: Callable[..., Any], request: dict[str, Any], order: dict[str
     """Runs `step` here and now. In a container the answer is a dict with one of these keys:
 
     `files`: the outputs by path, each with `sha256` and `size`; `error`: a sentence for the user; `traceback`: of a
-    defect; `drift`: inputs whose bytes are not the ordered ones. None of them is raised: Modal would run it all again.
+    defect; `drift`: inputs whose bytes are not the ordered ones; `stale`: the app holds another version of the step.
+    None of them is raised: Modal would run it all again.
     """
     if modal.is_local():
         return step(**request)
-    told = Order(**(order or {}))
+    try:
+        return _outcome(step, request, Order(**(order or {})), volumes)
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which not every image has
+            return {"error": f"the GPU ran out of memory ({error}); lower train.micro_tokens or choose another `gpu`."}
+        return {"traceback": traceback.format_exc()}
+
+
+def _outcome(step: Callable[..., Any], request: dict[str, Any], told: Order, volumes: Volumes) -> dict[str, Any]:
     _settle_in(told, volumes)
-    if told.package and told.package != package_digest():
-        return {"error": "the app was deployed from other code in the meantime; type the same command again."}
+    if told.step and told.step != step_version(told.rule):
+        return {"stale": True}
     drift = [path for path, sha256 in told.inputs.items() if not _is(Path(path), sha256)]
     if drift:
         return {"drift": drift}
@@ -58,14 +68,14 @@ def carry_out(step: Callable[..., Any], request: dict[str, Any], order: dict[str
     try:
         with committing(Path(request["work"]) if "work" in request else None, volumes):
             result = step(**request)
-        answer = {"files": _label(told.outputs), "seconds": round(time.monotonic() - started, 1), "result": result}
     except UserError as error:
-        answer = {"error": str(error)}
-    except Exception as error:
-        answer = {"traceback": traceback.format_exc(), "memory": type(error).__name__ == "OutOfMemoryError"}
-    if "files" in answer and told.work:
-        write_json(Path(finished(told.work).mounted), {"files": answer["files"], "seconds": answer["seconds"]})
+        _commit(volumes)  # what it made so far, and the files that its sentence names
+        return {"error": str(error)}
+    answer = {"files": _label(told.outputs), "seconds": round(time.monotonic() - started, 1), "result": result}
     _commit(volumes)
+    if told.work:  # only now: what it names is there for everyone
+        write_json(Path(finished(told.work).mounted), {"files": answer["files"], "seconds": answer["seconds"]})
+        commit(volumes[DATASETS])
     return answer
 
 
@@ -82,6 +92,9 @@ def _settle_in(order: Order, volumes: Volumes) -> None:
             Path(link).symlink_to(target)
     if order.commit:
         os.environ["SPECFORGE_COMMIT"] = order.commit
+    if order.work:
+        write_json(Path(running(order.work).mounted), {"call": modal.current_function_call_id()})
+        commit(volumes[DATASETS])
 
 
 def _is(path: Path, sha256: str) -> bool:
@@ -97,9 +110,23 @@ def _label(outputs: list[str]) -> dict[str, dict[str, Any]]:
     return files
 
 
-def _commit(volumes: Volumes) -> None:
-    for volume in volumes.values():
+def commit(volume: modal.Volume) -> None:
+    """Makes what is on a volume durable. Modal then also reloads it, which open files forbid; that is no harm here."""
+    try:
         volume.commit()
+    except RuntimeError as error:
+        if "open files" not in str(error):
+            raise
+
+
+def _commit(volumes: Volumes) -> None:
+    """Results first; the hub's cache only saves a download."""
+    commit(volumes[CHECKPOINTS])
+    commit(volumes[DATASETS])
+    try:
+        commit(volumes[HUB_CACHE])
+    except Exception as error:
+        log.warning("the hub's cache could not be committed (%s: %s)", type(error).__name__, error)
 
 
 @contextmanager
@@ -127,7 +154,7 @@ def _watch(work: Path, volume: modal.Volume, over: threading.Event) -> None:
         due = time.monotonic() - last >= JOURNAL_SECONDS
         if states != saved or (files != seen and due):
             try:
-                volume.commit()
+                commit(volume)
             except Exception as error:  # the step goes on; the next look tries again
                 log.warning("progress could not be committed (%s: %s)", type(error).__name__, error)
                 continue

@@ -1,6 +1,8 @@
 """What Modal's client raises, in one sentence that says what to do."""
 
 import re
+import socket
+import ssl
 
 from modal import exception as raised
 
@@ -10,10 +12,14 @@ SECRETS = {
     "huggingface-secret": "HF_TOKEN",
     "wandb-secret": "WANDB_API_KEY",
 }
-PASSING = (raised.ConnectionError, raised.ServiceError, raised.InternalError, raised.ClientClosed, OSError)
+PASSING = (
+    raised.ConnectionError, raised.ServiceError, raised.InternalError, raised.ClientClosed, ConnectionError,
+    socket.gaierror, ssl.SSLError,
+)  # fmt: skip
 """Troubles of the connection, which say nothing of the call at its other end."""
 
 SENTENCES = (
+    (raised.OutputExpiredError, "Modal keeps an answer for a week, and this one is older ({})."),
     (
         raised.AuthError,
         "Modal refused the token, or there is none ({}); run `modal setup`, or set MODAL_TOKEN_ID and "
@@ -57,11 +63,13 @@ def _sentence(error: BaseException, text: str) -> str:
         return _missing(text)
     if isinstance(error, raised.RemoteError) and not isinstance(error, raised.ImageBuildError):
         return _lost(text)
-    if isinstance(error, raised.InvalidError) and "version" not in text:
+    if isinstance(error, raised.InvalidError) and not ("olume" in text and "version" in text):
         return f"{type(error).__name__}: {text}"
     for kind, sentence in SENTENCES:
         if isinstance(error, kind):
             return sentence.format(text)
+    if isinstance(error, OSError):
+        return f"this machine says {text}; mend that and type the same command again."
     return f"{type(error).__name__}: {text}"
 
 
@@ -79,7 +87,7 @@ def _missing(text: str) -> str:
 def _lost(text: str) -> str:
     if "cancel" in text.lower() or "terminated" in text.lower():
         return f"it was cancelled ({text}); the same command starts it anew from its last saved step."
-    if str(OUT_OF_MEMORY) in text or "memory" in text.lower():
+    if re.search(rf"\b{OUT_OF_MEMORY}\b", text) or "memory" in text.lower():
         return (
             f"the container ran out of memory ({text}); lower train.micro_tokens or regenerate.batch_size, or choose a "
             "machine with more by `gpu`."

@@ -9,6 +9,14 @@ from specforge.files import digest
 HOW = ("placement", "threads", "wandb", "skip_download", "regenerated")
 
 
+WHERE = (*HOW, "place")
+
+
+def params_digest(params: Any) -> str:
+    """Of what a rule's params say of the result, the same in a script and in a plan."""
+    return digest({name: value for name, value in params.items() if name not in WHERE})
+
+
 @dataclass(frozen=True)
 class Job:
     """`place` is what rules/common.smk says of where this rule's jobs run."""
@@ -18,6 +26,7 @@ class Job:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     log: str
+    params: str
     place: dict[str, Any]
 
     @classmethod
@@ -28,8 +37,14 @@ class Job:
             inputs=tuple(dict.fromkeys(map(str, snakemake.input))),
             outputs=tuple(map(str, snakemake.output)),
             log=snakemake.log[0],
-            place=snakemake.params.get("place", {"backend": "local", "gpus": 0}),
+            params=params_digest(snakemake.params),
+            place=snakemake.params.place,
         )
+
+    @property
+    def function(self) -> str:
+        """The app's function that does it; its name is the rule's unless the place says otherwise."""
+        return self.place.get("function", self.rule)
 
     def work(self, request: dict[str, Any], inputs: dict[str, str]) -> str:
         """The name of the work: equal for equal code, options and input bytes."""

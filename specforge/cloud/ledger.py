@@ -1,5 +1,6 @@
 """Which calls were started from this workspace, written down before anyone waits for them."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,38 +14,38 @@ FOLDER = STATE / "calls"
 
 
 @contextmanager
-def held(work: str) -> Iterator[None]:
+def held(key: str) -> Iterator[None]:
     """One process at a time decides about a piece of work: held while it looks and starts, not while it waits."""
-    with locked(FOLDER / f"{work}.lock"):
+    with locked(FOLDER / f"{key}.lock"):
         yield
 
 
-def note(work: str, call: str, **facts: Any) -> None:
+def note(key: str, call: str, **facts: Any) -> None:
     """Writes a started call down, flushed to disk."""
-    write_json(_path(work), {"work": work, "call": call, "started": round(time.time()), **facts})
+    write_json(_path(key), {"key": key, "call": call, "started": round(time.time()), **facts})
 
 
-def find(work: str) -> dict[str, Any] | None:
-    return read_json(_path(work)) if _path(work).is_file() else None
+def find(key: str) -> dict[str, Any] | None:
+    return read_json(_path(key)) if _path(key).is_file() else None
 
 
-def drop(work: str, call: str) -> None:
-    """Forgets a call that is over; a newer one of the same work stays."""
-    record = find(work)
+def drop(key: str, call: str) -> None:
+    """Forgets a call that is over; a newer one of the same work stays. The caller holds the work."""
+    record = find(key)
     if record and record["call"] == call:
-        _path(work).unlink(missing_ok=True)
+        _path(key).unlink(missing_ok=True)
 
 
 def entries() -> list[dict[str, Any]]:
     """All calls that are not known to be over, oldest first."""
-    records = [read_json(path) for path in FOLDER.glob("*.json")] if FOLDER.is_dir() else []
+    records = []
+    for path in FOLDER.glob("*.json") if FOLDER.is_dir() else ():
+        try:
+            records.append(json.loads(path.read_text()))
+        except FileNotFoundError:  # over since the folder was read
+            continue
     return sorted(records, key=lambda record: record["started"])
 
 
-def rivals(work: str, outputs: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Calls of other work that make one of these files: an older version of the same job."""
-    return [record for record in entries() if record["work"] != work and set(outputs) & set(record["outputs"])]
-
-
-def _path(work: str) -> Path:
-    return FOLDER / f"{work}.json"
+def _path(key: str) -> Path:
+    return FOLDER / f"{key}.json"

@@ -105,7 +105,7 @@ class Mirror:
             batch.put_file(BytesIO(label), f"/{place.label.path}")
 
     def distrust(self, paths: Iterable[str]) -> None:
-        """Forgets the labels of inputs that a container found to be other than they say."""
+        """Forgets what labels say of these files: inputs go up again, outputs are made anew."""
         for path in paths:
             place = spot(path) or guest(path, local_digest(path))
             with suppress(NotFoundError, FileNotFoundError):
@@ -144,9 +144,11 @@ class Mirror:
 
     def fetch(self, path: str, facts: dict[str, Any]) -> None:
         """One file, streamed, checked by its digest and renamed into place. Raises UserError after three bad copies."""
-        if Path(path).is_file() and local_digest(path) == facts["sha256"]:
-            return
-        place = spot(path)
+        with locked(STATE / "downloads" / f"{digest(path)}.lock"):  # two jobs may collect one call
+            if not (Path(path).is_file() and local_digest(path) == facts["sha256"]):
+                self._fetch(path, spot(path), facts)
+
+    def _fetch(self, path: str, place: Spot, facts: dict[str, Any]) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 if self._copy(place, Path(path), facts):
@@ -154,6 +156,7 @@ class Mirror:
             except (NotFoundError, FileNotFoundError):
                 raise UserError(f"{path} is gone from volume {place.volume}; type the same command again.") from None
             log.warning("%s came down damaged (attempt %d of %d)", path, attempt, ATTEMPTS)
+        self.distrust([path])
         raise UserError(
             f"{path} came down damaged {ATTEMPTS} times, or changed on volume {place.volume} after it was made; "
             "type the same command again."
@@ -176,7 +179,7 @@ class Mirror:
             path.parent.mkdir(parents=True, exist_ok=True)
             publish(aside, path)
             _remember(str(path), facts["sha256"])
-        aside.unlink()
+        aside.unlink(missing_ok=True)
         return whole
 
 

@@ -47,6 +47,11 @@ def guest(path: str, sha256: str) -> Spot:
     return Spot(DATASETS, f"uploads/{sha256[:16]}/{PurePosixPath(path).name}")
 
 
+def running(work: str) -> Spot:
+    """Which call is at a piece of work, written by its container: found from any machine."""
+    return Spot(DATASETS, f".running/{work}.json")
+
+
 def finished(work: str) -> Spot:
     """The receipt of finished work, written by the container that did it."""
     return Spot(DATASETS, f".finished/{work}.json")

@@ -1,13 +1,15 @@
 """What a run would start on Modal and what that would cost, before anything is started."""
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
 from specforge.cloud import ledger
+from specforge.cloud.job import params_digest
 from specforge.cloud.places import STATE
 from specforge.config.cloud import HOURS, Gpus
 from specforge.config.paths import Paths
@@ -24,6 +26,7 @@ class StaleJob(Protocol):
 
     rule: Any
     wildcards: Any
+    params: Any
     output: Iterable[str]
 
 
@@ -38,19 +41,19 @@ class Line:
     cost: float
 
 
-def plan(cfg: Config, jobs: Iterable[StaleJob]) -> list[Line]:
-    """Raises UserError for a GPU type that has no price."""
-    lines = [line for job in jobs if (line := _line(cfg, job)) is not None]
+def plan(cfg: Config, jobs: Iterable[StaleJob], live: Callable[[str], bool] = lambda call: False) -> list[Line]:
+    """`live` says whether Modal still runs a call, which is then paid for. Raises UserError for a missing price."""
+    lines = [line for job in jobs if (line := _line(cfg, job, live)) is not None]
     return sorted(lines, key=lambda line: (list(HOURS).index(line.name.split()[0]), line.name))
 
 
-def _line(cfg: Config, job: StaleJob) -> Line | None:
+def _line(cfg: Config, job: StaleJob, live: Callable[[str], bool]) -> Line | None:
     rule = str(job.rule)
     if rule not in HOURS:  # it runs here
         return None
     name = " ".join([rule, *(f"lr{value}" if key == "lr" else value for key, value in job.wildcards.items())])
     gpus = cfg.gpus(rule)
-    if running := _running(job):
+    if running := _running(job, live):
         return Line(name, gpus, 0.0, f"call {running} runs already", 0.0)
     hours, basis = _expected(cfg, rule, gpus)
     try:
@@ -60,9 +63,11 @@ def _line(cfg: Config, job: StaleJob) -> Line | None:
     return Line(name, gpus, hours, basis, cost)
 
 
-def _running(job: StaleJob) -> str | None:
-    outputs = set(map(str, job.output))
-    return next((record["call"] for record in ledger.entries() if outputs & set(record["outputs"])), None)
+def _running(job: StaleJob, live: Callable[[str], bool]) -> str | None:
+    """The call that the job will attach to: of the same files and params, not one that it will cancel."""
+    outputs, params = set(map(str, job.output)), params_digest(job.params)
+    noted = (r["call"] for r in ledger.entries() if outputs & set(r["outputs"]) and r["params"] == params)
+    return next(filter(live, noted), None)
 
 
 def _expected(cfg: Config, rule: str, gpus: Gpus | None) -> tuple[float, str]:
@@ -85,9 +90,15 @@ def _from_manifests(cfg: Config, gpus: Gpus) -> float | None:
     rates = [
         run["tokens"] / run["seconds"] / run["processes"]
         for run in manifests
-        if run["inputs"]["target"] == target and gpus.kind.rstrip("!") in run.get("device", "") and run["seconds"]
+        if run["inputs"]["target"] == target and _is_kind(gpus.kind, run.get("device", "")) and run["seconds"]
     ]
     return tokens * cfg.num_epochs / (median(rates) * gpus.count) / 3600 if rates else None
+
+
+def _is_kind(kind: str, device: str) -> bool:
+    """Whether a device's name, such as `NVIDIA A100-SXM4-80GB`, is of the GPU type that Modal calls `A100-80GB`."""
+    words = re.split(r"[^A-Za-z0-9]+", device)
+    return all(part in words for part in kind.rstrip("!").split("-"))
 
 
 def remember(rule: str, gpus: str, seconds: float) -> None:

@@ -9,27 +9,27 @@ from typing import Any
 
 import modal
 
-from specforge.cloud.detached import Detached
 from specforge.cloud.devices import leased
 from specforge.cloud.job import Job
 from specforge.cloud.mirror import read_receipt
+from specforge.cloud.waiting import Detached
 from specforge.errors import UserError
 from specforge.log import log_to
 
 log = logging.getLogger("specforge")
 
 
-def run(name: str, job: Job, **request: Any) -> Any:
-    """Runs the app's function `name` with `request` where `job` says; returns what its step returns."""
+def run(job: Job, **request: Any) -> Any:
+    """Runs the function of a job with `request` where the job says; returns what its step returns."""
     if job.place["backend"] == "modal":
         from specforge.cloud.remote import Remote
 
-        return told(job.log, Remote(name, job, request).run)
+        return told(job.log, Remote(job, request).run)
     from specforge.cloud import app
 
     # modal warns that its volumes are not mounted here; local folders mirror them, which is the point
     warnings.filterwarnings("ignore", message=".*executing locally.*", module="modal")
-    return told(job.log, _here, function=getattr(app, name), job=job, request=request)
+    return told(job.log, _here, function=getattr(app, job.function), job=job, request=request)
 
 
 def _here(function: modal.Function, job: Job, request: dict[str, Any]) -> Any:

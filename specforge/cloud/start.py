@@ -5,6 +5,7 @@ from typing import Any
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
+from specforge.cloud.live import is_live
 from specforge.cloud.plan import check_budget, plan, table
 from specforge.config.schema import Config
 from specforge.errors import UserError
@@ -12,10 +13,10 @@ from specforge.errors import UserError
 
 def before_start(workflow: Any, cfg: Config) -> None:
     """Raises WorkflowError, before anything that costs is started, in the words of what is wrong."""
-    if cfg.backend != "modal":
+    if cfg.backend != "modal" or workflow.touch:
         return
     try:
-        lines = plan(cfg, workflow.dag.needrun_jobs())
+        lines = plan(cfg, workflow.dag.needrun_jobs(), is_live)
         logger.info(table(lines))
         check_budget(cfg, lines)
         _check_receipts(workflow, cfg)

@@ -112,6 +112,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def endpoints_can_be_reached(self):
+        if self.backend == "modal" and self.regenerate and self.regenerate.engine == "endpoint":
+            raise ValueError(
+                "regenerate.engine 'endpoint' asks servers from this machine, with its key; make the regenerated data "
+                "with backend local (--until regenerate_dataset), then choose modal"
+            )
+        return self
+
+    @model_validator(mode="after")
     def budget_can_be_kept(self):
         if self.budget is not None and self.backend == "modal":
             try:
@@ -142,14 +151,25 @@ class Config(Section):
         gpus = self.gpus(rule)
         return tiny if self.target_model == TINY else max(8000, 32000 * gpus.count if gpus else 0)
 
+    def function(self, rule: str) -> str:
+        """The app's function that does a rule's jobs."""
+        if rule == "run_training" and self.single_gpu:
+            return "run_training_single_gpu"
+        serves = self.regenerate and self.regenerate.engine == "sglang" and self.gpus(rule)
+        return f"{rule}_batched" if rule.startswith("regenerate_") and not serves else rule
+
     def place(self, rule: str) -> dict[str, Any]:
         """Where jobs of a rule run, as plain values; `gpus` is a number here and Modal's words there."""
         gpus = self.gpus(rule)
         if self.backend == "local":
-            return {"backend": "local", "gpus": gpus.count if gpus else 0}
+            return {"backend": "local", "function": self.function(rule), "gpus": gpus.count if gpus else 0}
+        large = gpus and self.target_model != TINY  # each process loads the target on its own
         return {
             "backend": "modal",
+            "function": self.function(rule),
             "gpus": str(gpus) if gpus else "",
+            "cpu": 2.0 * gpus.count if large else None,
+            "memory": self.memory_mb(rule, 0) if large else None,
             "experiment": self.prefix,
             "sync": self.sync.recipe(),
             **self.modal.model_dump(mode="json", include={"app", "environment", "timeout_hours", "retries"}),

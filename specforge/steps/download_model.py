@@ -5,10 +5,9 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from specforge.config.paths import MODEL_FILES
 from specforge.errors import UserError
 from specforge.files import digest, sha256_file, write_json
-
-WANTED = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
 
 
 def download_model(*, model: str, skip_download: bool, output: str) -> dict:
@@ -31,7 +30,7 @@ def download_model(*, model: str, skip_download: bool, output: str) -> dict:
 
 def _snapshot(model: str, skip_download: bool) -> Path:
     try:
-        return Path(snapshot_download(model, allow_patterns=WANTED, local_files_only=skip_download))
+        return Path(snapshot_download(model, allow_patterns=list(MODEL_FILES), local_files_only=skip_download))
     except RepositoryNotFoundError:
         raise UserError(
             f"target_model: {model!r} is neither a folder here nor a model on the hub that this account may read; "
@@ -45,4 +44,5 @@ def _snapshot(model: str, skip_download: bool) -> Path:
 
 
 def _content_digest(folder: Path) -> str:
-    return digest([(path.name, sha256_file(path)) for path in sorted(folder.iterdir()) if path.is_file()])
+    files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
+    return digest([(path.name, sha256_file(path)) for path in files])

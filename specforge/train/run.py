@@ -166,6 +166,10 @@ def main(request_file: str, log_file: str = os.devnull) -> None:
     except UserError as error:
         write_json(folder / "error.json", {"error": str(error)})
         sys.exit(FAILED)
+    except torch.OutOfMemoryError as error:
+        said = f"the GPU ran out of memory ({error}); lower train.micro_tokens or choose GPUs with more."
+        write_json(folder / "error.json", {"error": said})
+        sys.exit(FAILED)
     except Preempted:
         (folder / "preempted").touch()
         raise

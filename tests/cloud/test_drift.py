@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from cloud_site import TWO, Site, needs_namespaces
+from workspace import clone
 
 from specforge.cloud.mirror import read_receipt
 from specforge.files import sha256_file
@@ -59,7 +60,8 @@ def test_weights_that_stay_on_the_volume(again: Site):
     words = again.refuse("--cores", 2, "all", **more)
     assert "is a receipt: the file stayed on its Modal volume" in words
 
-    on_volume(again, DRAFT).unlink()
+    size = on_volume(again, DRAFT).stat().st_size
+    on_volume(again, DRAFT).write_bytes(b"x" * size)  # only its bytes tell
     stale = {**run, "settings": {**heavier, "evaluate": {"num_prompts": 2}}}
     words = again.refuse("--cores", 2, "all", **stale)
     assert "no longer holds what the receipt says" in words
@@ -67,7 +69,23 @@ def test_weights_that_stay_on_the_volume(again: Site):
     again.succeed("--cores", 4, "all", **stale)
     assert again.server.spawned - before == {"run_training_single_gpu": 1, "evaluate": 1}
 
+    on_volume(again, DRAFT).unlink()
+    fewer = {**run, "settings": {**heavier, "evaluate": {"num_prompts": 2, "max_new_tokens": 6}}}
+    before = again.server.spawned
+    assert "no longer holds what the receipt says" in again.refuse("--cores", 2, "all", **fewer)
+    assert again.server.spawned == before, "a receipt whose file is gone is seen before anything starts"
+    again.succeed("--cores", 4, "all", **fewer)
+
     fetched = again.cloud("fetch", DRAFT)
     assert fetched.returncode == 0, fetched.stdout
     assert read_receipt(str(again.workspace / DRAFT)) is None
     assert sha256_file(again.workspace / DRAFT) == sha256_file(on_volume(again, DRAFT))
+
+
+def test_two_clones_with_different_code_in_one_environment_both_get_their_results(again: Site, tmp_path: Path):
+    other = Site(clone(again.workspace, tmp_path / "other"), again.server)
+    step = other.workspace / "specforge/steps/preprocess_dataset.py"
+    step.write_text(step.read_text() + "\nEDITED = 1\n")
+    other.succeed(*CACHE, settings={"preprocess": {"draft_vocab_size": 297}})
+    words = again.succeed(*CACHE, settings={"preprocess": {"draft_vocab_size": 296}})
+    assert "the app held other code, deployed from elsewhere; deployed anew" in words

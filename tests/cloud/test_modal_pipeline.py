@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.pipeline, needs_namespaces]
 
 TIMED = ("tokens_per_second", "memory_mib", "seconds", "speedup")
 ONCE = {
-    "prep_dataset": 1, "train_tiny_target": 1, "regenerate_dataset": 1, "preprocess_dataset": 1,
+    "prep_dataset": 1, "train_tiny_target": 1, "regenerate_dataset_batched": 1, "preprocess_dataset": 1,
     "run_training_single_gpu": 2, "evaluate": 2,
 }  # fmt: skip
 

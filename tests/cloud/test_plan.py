@@ -1,6 +1,6 @@
 """Hours and dollars of a plan, from earlier runs where there are any."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +8,8 @@ import yaml
 from workspace import REPOSITORY
 
 from specforge.cloud import ledger
-from specforge.cloud.plan import check_budget, plan, remember, table, total
+from specforge.cloud.job import params_digest
+from specforge.cloud.plan import _is_kind, check_budget, plan, remember, table, total
 from specforge.config import Config, load_config
 from specforge.config.cloud import Gpus
 from specforge.config.paths import Paths
@@ -22,10 +23,13 @@ class Job:
 
     rule: str
     wildcards: dict[str, str] = field(default_factory=dict)
+    params: dict[str, object] = field(default_factory=dict)
     output: list[str] = field(default_factory=list)
 
 
-TRAINING = Job("run_training", {"ablation": "mixed", "lr": "1e-4"}, ["checkpoints/x/mixed/lr1e-4/manifest.json"])
+TRAINING = Job(
+    "run_training", {"ablation": "mixed", "lr": "1e-4"}, {"code": "c"}, ["checkpoints/x/mixed/lr1e-4/manifest.json"]
+)
 
 
 def configured(**options: object) -> Config:
@@ -79,10 +83,29 @@ def test_earlier_calls_tell_the_hours_of_the_other_rules():
     assert line.hours == pytest.approx(1.05)
 
 
-def test_a_call_that_runs_already_costs_nothing_more():
-    ledger.note("w", "fc-1", rule="run_training", experiment="x", outputs=TRAINING.output, log="l", gpus="H100:8")
-    (line,) = plan(configured(), [TRAINING])
+def test_a_call_that_runs_already_costs_nothing_more_but_one_that_is_over_or_of_other_settings_does():
+    facts = {"rule": "run_training", "experiment": "x", "outputs": TRAINING.output, "log": "l", "gpus": "H100:8"}
+    ledger.note("w", "fc-1", params=params_digest({"code": "c", "place": 1}), **facts)
+    (line,) = plan(configured(), [TRAINING], live=lambda call: call == "fc-1")
     assert (line.cost, line.basis) == (0.0, "call fc-1 runs already")
+    (line,) = plan(configured(), [TRAINING], live=lambda call: False)
+    assert line.cost > 0
+    (line,) = plan(configured(), [replace(TRAINING, params={"code": "d"})], live=lambda call: True)
+    assert line.cost > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "same"),
+    [
+        ("H100!", "NVIDIA H100 80GB HBM3", True),
+        ("A100-80GB", "NVIDIA A100-SXM4-80GB", True),
+        ("A10", "NVIDIA A100-SXM4-80GB", False),
+        ("L4", "NVIDIA L40S", False),
+        ("RTX-PRO-6000", "NVIDIA RTX PRO 6000 Blackwell Server Edition", True),
+    ],
+)
+def test_rates_are_of_the_same_gpu_type(kind: str, device: str, same: bool):
+    assert _is_kind(kind, device) is same
 
 
 def test_the_total_and_the_budget():

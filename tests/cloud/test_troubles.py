@@ -114,8 +114,9 @@ def test_a_call_that_failed_while_nobody_waited_is_told_of_and_started_anew(site
     wait_for(lambda: "started as call" in site.log("train_tiny_target/chats"), "its note")
     os.killpg(again.pid, signal.SIGINT)
     again.wait()
-    assert "failed; starting anew" in site.log("train_tiny_target/chats")
-    assert "the container was lost on every attempt" in site.log("train_tiny_target/chats")
+    log = site.log("train_tiny_target/chats")
+    assert "is over (it failed: the container was lost on every attempt" in log
+    assert "starting anew" in log
     site.cloud("cancel")
 
 
