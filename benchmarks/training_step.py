@@ -8,6 +8,7 @@ masters. Half the tokens are supervised, in answers of 128. Rounds of both sides
 and the spread over rounds. Without SPECFORGE_PEER only ours is measured.
 """
 
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,7 @@ def table(setup: Setup, found: dict[str, list[Answer]]) -> str:
     rates, peaks = {}, {}
     for side, answers in found.items():
         each = [tokens / answer.seconds.median().item() for answer in answers]
-        rates[side] = torch.tensor(each).median().item()
+        rates[side] = statistics.median(each)  # of two rounds their mean
         peaks[side] = max(answer.peak_bytes for answer in answers) / 2**30
         lines.append(f"| {side} | {rates[side]:.0f} | {min(each):.0f} to {max(each):.0f} | {peaks[side]:.2f} |")
     if "SpecForge" in found:
