@@ -23,7 +23,7 @@ def main(words: list[str] | None = None) -> int:
     calls = commands.add_parser("calls", help="calls started from this workspace that are not known to be over")
     cancel = commands.add_parser("cancel", help="end the calls of an experiment")
     for command in (calls, cancel):
-        command.add_argument("experiment", nargs="?", help="its output_prefix; all experiments when left out")
+        command.add_argument("experiment", nargs="?", help="its output_prefix; may be left out where only one has calls")
     fetch = commands.add_parser("fetch", help="bring files here that stayed on their volume")
     fetch.add_argument("paths", nargs="+")
     fetch.add_argument("--environment", help="modal.environment, when it is not the profile's")
@@ -96,6 +96,9 @@ def show_calls(experiment: str | None, *, end: bool) -> None:
     from specforge.cloud.remote import cancel
 
     records = [record for record in ledger.entries() if experiment in (None, record["experiment"])]
+    names = sorted({record["experiment"] for record in records})
+    if end and len(names) > 1:
+        raise UserError(f"calls of {', '.join(names)} run; name the one to end: cancel {names[0]}")
     for record in records:
         line = (
             f"{record['call']}  {record['experiment']}  {record['rule']}  {record['gpus'] or 'CPUs'}  {record['log']}"

@@ -122,3 +122,14 @@ def test_what_runs_elsewhere_claims_nothing_here(remote: Site):
 @pytest.mark.parametrize("gpu", ["H200:8", "B200:4"])
 def test_the_gpu_is_a_setting_that_makes_nothing_stale(remote: Site, gpu: str):
     assert "Nothing to be done" in remote.succeed("-n", config=(*TWO, f"gpu={gpu}", "single_gpu=False"))
+
+
+def test_regeneration_by_hand_of_some_conversations(again: Site):
+    words = ("--dataset", "chats.jsonl", "--num-samples", 5, "--temperature", "0.5")
+    output = "datasets/by-hand/some.jsonl"
+    command = "specforge.cloud.commands::regenerate_dataset"
+    result = again.modal("run", "-m", command, *words, "--output-file", output)
+    assert '"conversations": 5' in result.stdout, result.stdout
+    assert result.returncode == 0
+    rows = (again.server.volume("specforge-datasets") / "by-hand/some.jsonl").read_text().splitlines()
+    assert 0 < len(rows) <= 5
