@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 import msgspec
 
-from specforge.data.forms import Form, RejectedRow, has_unused_keys, kind, native, recognise
+from specforge.data.forms import Form, has_unused_keys, native, recognise
+from specforge.data.rejected import RejectedRow, kind
 
 FOLLOWERS = {
     None: ("system", "user"),
@@ -27,13 +28,19 @@ PLACE = re.compile(r"\$\.(?:conversations\[(?P<turn>\d+)\])?\.?(?P<key>\w*)")
 
 
 class Turn(msgspec.Struct, omit_defaults=True):
-    """What one side says; a tool call may stand in place of words."""
+    """What one side says. A tool call may stand in place of words, and so may a thought that was cut."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
     tool_calls: list[dict[str, Any]] = []
     tool_call_id: str = ""
     name: str = ""
+    reasoning: str = ""
+    finish_reason: str = ""
+
+    def says_nothing(self) -> bool:
+        cut_thought = self.finish_reason == "length" and self.reasoning
+        return not (self.content.strip() or self.tool_calls or cut_thought)
 
 
 class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -124,7 +131,7 @@ def _check_turns(turns: list[Turn]) -> None:
             place = f"after {before}" if before else "at the start"
             due = " or ".join(FOLLOWERS[before])
             raise RejectedRow("roles_out_of_order", f"turn {number} is {turn.role} {place}, where {due} is due.")
-        if not turn.content.strip() and not turn.tool_calls:
+        if turn.says_nothing():
             raise RejectedRow("empty_turn", f"turn {number} ({turn.role}) is empty.")
         before = turn.role
 

@@ -3,9 +3,9 @@
 import hashlib
 from collections import defaultdict
 
-from specforge.data.forms import RejectedRow
 from specforge.data.near import NearIndex, normalise, words
 from specforge.data.records import Record
+from specforge.data.rejected import RejectedRow
 
 HELD_OUT = "held_out_prompt"
 TELLING_WORDS = 6  # a later turn of fewer ("go on") says nothing without what came before it
