@@ -21,6 +21,7 @@ FOLLOWERS = {
     "tool": ("tool", "assistant"),
 }
 IMAGE_UNSEEN = "images_not_looked_for"
+IMAGE_UNSHOWN = "answers_about_images_trained_on_as_text"
 UNANSWERED = "unanswered_last_turns_cut"
 DROPPED_KEYS = "rows_with_unused_keys"
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
@@ -82,7 +83,7 @@ def parse_row(raw: object, limits: Limits) -> Parsed:
     if count > limits.max_turns:
         raise RejectedRow("too_many_turns", f"it has {count} turns, more than prepare.max_turns, {limits.max_turns}.")
     _check_values(record, limits.max_chars)
-    notes[IMAGE_UNSEEN] = int(_check_image(record, limits))
+    notes |= {IMAGE_UNSEEN: int(_check_image(record, limits)), IMAGE_UNSHOWN: int(bool(record.image))}
     record.id = record.id or conversation_key(record)
     return Parsed(record, {name: count for name, count in notes.items() if count})
 

@@ -16,7 +16,7 @@ from specforge.config.steps import Prepare
 from specforge.data.locate import source_name
 from specforge.data.raw_files import RawRow
 from specforge.data.reader import Reader, Usable
-from specforge.data.records import Limits, Record
+from specforge.data.records import IMAGE_UNSHOWN, Limits, Record
 from specforge.data.sources import read_source
 from specforge.data.split import HELD_OUT, Split
 from specforge.errors import UserError
@@ -59,6 +59,12 @@ def prep_dataset(
         raise UserError(verdict + _way_out(reader, Path(rejected)))
     _check_sides(counts, reader, prepare)
     _check_leaks(counts["train"], reader, prepare, Path(rejected))
+    if reader.notes[IMAGE_UNSHOWN]:
+        log.warning(
+            "prep_dataset: %d conversations are about images; answers about images are trained on as text; the "
+            "pipeline shows the target no image",
+            reader.notes[IMAGE_UNSHOWN],
+        )
     origin = {"dataset": dataset, "source": source_name(dataset), "revision": revision, "commit": source.commit}
     result = origin | _counts(reader, counts) | {"sha256": _digests(sides)}
     write_json(Path(summary), result)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specforge.data.records import DROPPED_KEYS, IMAGE_UNSEEN, UNANSWERED, Limits, conversation_key
+from specforge.data.records import DROPPED_KEYS, IMAGE_UNSEEN, IMAGE_UNSHOWN, UNANSWERED, Limits, conversation_key
 from specforge.data.records import parse_row as parse
 from specforge.data.rejected import RejectedRow
 
@@ -147,8 +147,8 @@ def test_an_image_is_looked_for_where_a_folder_is_given(tmp_path):
     (tmp_path / "coco").mkdir()
     (tmp_path / "coco" / "1.jpg").touch()
     row = NATIVE | {"image": "coco/1.jpg"}
-    assert parse_row(row) == (row, {IMAGE_UNSEEN: 1})
-    assert parse_row(row, image_folder=str(tmp_path)) == (row, {})
+    assert parse_row(row) == (row, {IMAGE_UNSEEN: 1, IMAGE_UNSHOWN: 1})
+    assert parse_row(row, image_folder=str(tmp_path)) == (row, {IMAGE_UNSHOWN: 1})
     assert rejection({**row, "image": "coco/2.jpg"}, image_folder=str(tmp_path)) == "image_missing"
     assert rejection(NATIVE, needs_image=True) == "image_missing"
     assert parse_row(NATIVE, image_folder=str(tmp_path)) == (NATIVE, {})
@@ -186,7 +186,7 @@ def test_any_json_is_a_record_or_a_rejection(raw):
         row, _ = found
         json.dumps(row, ensure_ascii=False).encode()
         assert row["conversations"][-1]["role"] == "assistant"
-        assert outcome(row) == (row, {IMAGE_UNSEEN: 1} if "image" in row else {})
+        assert outcome(row) == (row, {IMAGE_UNSEEN: 1, IMAGE_UNSHOWN: 1} if "image" in row else {})
 
 
 CALL = {"name": "f", "arguments": {"a": None}}

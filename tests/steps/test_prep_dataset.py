@@ -161,16 +161,18 @@ def test_where_the_rows_came_from_is_noted(prep, tmp_path):
     assert prep(dataset="synthetic", sample_size=80)["source"] == "synthetic"
 
 
-def test_an_image_folder_must_exist_and_its_images_are_looked_for(prep):
+def test_an_image_folder_must_exist_and_its_images_are_looked_for(prep, caplog):
     rows = [row | {"image": f"pictures/{n % 2}.jpg"} for n, row in enumerate(GOOD)]
-    assert prep(rows)["notes"] == {"images_not_looked_for": 40}
+    shown = "answers_about_images_trained_on_as_text"
+    assert prep(rows)["notes"] == {"images_not_looked_for": 40, shown: 40}
+    assert "40 conversations are about images; answers about images are trained on as text; the" in caplog.text
     assert rows_of("train")[0]["image"].startswith("pictures/")
     with pytest.raises(UserError, match=r"prepare\.image_folder: elsewhere is not a folder"):
         prep(rows, image_folder="elsewhere")
     Path("pictures").mkdir()
     Path("pictures/1.jpg").touch()
     summary = prep(rows, image_folder=".", max_rejected_share=0.5)
-    assert (summary["rejected_by_reason"], summary["notes"]) == ({"image_missing": 20}, {})
+    assert (summary["rejected_by_reason"], summary["notes"]) == ({"image_missing": 20}, {shown: 20})
 
 
 def test_parquet_gives_what_json_lines_give(prep):
