@@ -43,7 +43,8 @@ def prep_dataset(
     """Writes the first `sample_size` usable conversations as native JSON Lines; returns the summary.
 
     Every row read is in `train`, in `test`, or in `rejected` with its reason. Raises UserError, after `rejected` is
-    written, when too many rows are unusable, and when a side of the split is empty.
+    written, when too many rows are unusable, when the held-out prompts cost training too much, and when a side of the
+    split is empty.
     """
     if split_eval and test is None:
         raise ValueError("split_eval needs a test path")
