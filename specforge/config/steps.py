@@ -64,6 +64,7 @@ class Prepare(Section):
     max_turns: Annotated[Int, Field(ge=1)] = 64
     max_chars: Annotated[Int, Field(ge=1)] = 1_000_000  # of a conversation, some 250,000 tokens
     near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.7  # see data/near.py
+    max_leaked_share: Share = 0.1  # of the training side: what says a held-out prompt and is left out
     image_folder: str | None = None  # where the images' paths begin; None keeps the paths and looks for no image
 
 

@@ -14,6 +14,7 @@ CHUNK = 1 << 20  # bytes or characters read at once
 ROW_LIMIT = 1 << 24  # bytes or characters of one row: what a damaged file may cost in memory
 EXCERPT = 2000  # bytes kept of a row beyond the limit
 PARQUET_ROWS = 256
+UNITED = ("tools", "tool_calls")  # objects of any keys, which a column of Arrow cannot hold
 WHITESPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -79,7 +80,7 @@ def array_rows(file: BinaryIO, name: str) -> Iterator[RawRow]:
     more = window.peek() != "]"
     while more:
         window.peek()
-        yield RawRow(window.line, window.value())
+        yield window.row()
         more = window.peek() != "]"
         if more:
             window.take(",")
@@ -98,21 +99,32 @@ def parquet_rows(file: BinaryIO, name: str) -> Iterator[RawRow]:
         for batch in ParquetFile(file).iter_batches(PARQUET_ROWS):
             for row in batch.to_pylist():
                 number += 1
-                yield RawRow(number, row)
+                yield RawRow(number, without_union(row))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{name} is a damaged Parquet file, at or after row {number + 1} ({str(error)[:200]}); write it anew."
         ) from None
 
 
+def without_union(value: Any, in_tools: bool = False) -> Any:
+    """A row as it was before Arrow gave all objects of a column the keys of each: below tools, without nulls."""
+    if isinstance(value, dict):
+        return {
+            key: without_union(item, in_tools or key in UNITED)
+            for key, item in value.items()
+            if not (in_tools and item is None)
+        }
+    return [without_union(item, in_tools) for item in value] if isinstance(value, list) else value
+
+
 class _Window:
     """A stretch of a JSON file that grows until it holds the value at its start."""
-
-    decoder = json.JSONDecoder(parse_constant=_no_constant)
 
     def __init__(self, file: TextIO, name: str):
         self.file, self.name = file, name
         self.text, self.start, self.line = "", 0, 1
+        self._constant: str | None = None  # met in a row: Python's decoder takes it, JSON does not
+        self._decoder = json.JSONDecoder(parse_constant=self._note)
 
     def peek(self) -> str:
         """Skips white space; the next character, or nothing at the end."""
@@ -129,20 +141,33 @@ class _Window:
             self.fail(f"{char} is due, not {found or 'the end of the file'}")
         self._advance(self.start + 1)
 
-    def value(self) -> Any:
+    def row(self) -> RawRow:
         while True:
+            self._constant = None
             try:
-                value, end = self.decoder.raw_decode(self.text, self.start)
-            except (ValueError, RecursionError) as error:
+                value, end = self._decoder.raw_decode(self.text, self.start)
+            except json.JSONDecodeError as error:
                 if len(self.text) - self.start > ROW_LIMIT:
                     self.fail(f"the row exceeds {ROW_LIMIT} characters or never ends")
                 if not self._grow():
                     self.fail(str(error).partition(": line")[0])
                 continue
+            except (ValueError, RecursionError) as error:  # more text would not help
+                self.fail(str(error).partition(";")[0])
             # A number that touches the window's end may go on beyond it.
             if end < len(self.text) or not self._grow():
-                self._advance(end)
-                return value
+                return self._taken(value, end)
+
+    def _taken(self, value: Any, end: int) -> RawRow:
+        row = RawRow(self.line, value)
+        if self._constant is not None:
+            excerpt = self.text[self.start : min(end, self.start + EXCERPT)]
+            row = RawRow(self.line, excerpt, f"the row is not JSON ({self._constant} is not a JSON number).")
+        self._advance(end)
+        return row
+
+    def _note(self, constant: str) -> None:
+        self._constant = self._constant or constant
 
     def fail(self, what: str) -> NoReturn:
         raise UserError(f"{self.name} is not a whole JSON array: {what}, at or after line {self.line}; mend it.")

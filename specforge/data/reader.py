@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from specforge.data.forms import RejectedRow
 from specforge.data.raw_files import RawRow
 from specforge.data.records import Limits, Record, conversation_key, parse_row
+from specforge.data.rejected import RejectedRow
 from specforge.progress import Progress
 
 log = logging.getLogger("specforge")

@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 import msgspec
 
-from specforge.data.forms import Form, RejectedRow, has_unused_keys, kind, native, recognise
+from specforge.data.forms import Form, has_unused_keys, native, recognise
+from specforge.data.rejected import RejectedRow, kind
 
 FOLLOWERS = {
     None: ("system", "user"),
@@ -20,6 +21,7 @@ FOLLOWERS = {
     "tool": ("tool", "assistant"),
 }
 IMAGE_UNSEEN = "images_not_looked_for"
+IMAGE_UNSHOWN = "answers_about_images_trained_on_as_text"
 UNANSWERED = "unanswered_last_turns_cut"
 DROPPED_KEYS = "rows_with_unused_keys"
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
@@ -27,13 +29,19 @@ PLACE = re.compile(r"\$\.(?:conversations\[(?P<turn>\d+)\])?\.?(?P<key>\w*)")
 
 
 class Turn(msgspec.Struct, omit_defaults=True):
-    """What one side says; a tool call may stand in place of words."""
+    """What one side says. A tool call may stand in place of words, and so may a thought that was cut."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
     tool_calls: list[dict[str, Any]] = []
     tool_call_id: str = ""
     name: str = ""
+    reasoning: str = ""
+    finish_reason: str = ""
+
+    def says_nothing(self) -> bool:
+        cut_thought = self.finish_reason == "length" and self.reasoning
+        return not (self.content.strip() or self.tool_calls or cut_thought)
 
 
 class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -75,7 +83,7 @@ def parse_row(raw: object, limits: Limits) -> Parsed:
     if count > limits.max_turns:
         raise RejectedRow("too_many_turns", f"it has {count} turns, more than prepare.max_turns, {limits.max_turns}.")
     _check_values(record, limits.max_chars)
-    notes[IMAGE_UNSEEN] = int(_check_image(record, limits))
+    notes |= {IMAGE_UNSEEN: int(_check_image(record, limits)), IMAGE_UNSHOWN: int(bool(record.image))}
     record.id = record.id or conversation_key(record)
     return Parsed(record, {name: count for name, count in notes.items() if count})
 
@@ -124,7 +132,7 @@ def _check_turns(turns: list[Turn]) -> None:
             place = f"after {before}" if before else "at the start"
             due = " or ".join(FOLLOWERS[before])
             raise RejectedRow("roles_out_of_order", f"turn {number} is {turn.role} {place}, where {due} is due.")
-        if not turn.content.strip() and not turn.tool_calls:
+        if turn.says_nothing():
             raise RejectedRow("empty_turn", f"turn {number} ({turn.role}) is empty.")
         before = turn.role
 

@@ -5,12 +5,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from specforge.data import synthetic
 from specforge.data.catalogue import SYNTHETIC, HubSource
 from specforge.data.locate import locate
-from specforge.data.raw_files import RawRow, array_rows, read_file
+from specforge.data.raw_files import RawRow, array_rows, read_file, without_union
 from specforge.errors import UserError
 
 log = logging.getLogger("specforge")
@@ -58,19 +58,21 @@ def _hub_rows(dataset: str, source: HubSource, revision: str | None) -> Iterator
     with _hub_failures(dataset):
         found = _array_of(source, revision) if source.file else _rows_of(source, revision)
         for number, row in enumerate(found, 1):
-            yield RawRow(number, source.row(row) if isinstance(row, dict) else row)
+            value = source.row(row.value) if isinstance(row.value, dict) else row.value
+            yield RawRow(number, value, row.error)
 
 
-def _rows_of(source: HubSource, revision: str | None) -> Iterator[Any]:
+def _rows_of(source: HubSource, revision: str | None) -> Iterator[RawRow]:
     import datasets
 
     # Streaming never fills the cache and cannot read it; offline, a whole earlier download is the only way.
     how = {"split": source.split, "revision": revision, "streaming": not _offline()}
     parts = (datasets.load_dataset(source.repository, subset, **how) for subset in source.subsets)
-    return itertools.chain.from_iterable(parts)
+    for number, row in enumerate(itertools.chain.from_iterable(parts), 1):
+        yield RawRow(number, without_union(row))
 
 
-def _array_of(source: HubSource, revision: str | None) -> Iterator[Any]:
+def _array_of(source: HubSource, revision: str | None) -> Iterator[RawRow]:
     """The elements of a JSON array on the hub, downloaded in blocks as they are drawn."""
     from huggingface_hub import HfFileSystem, hf_hub_download
 
@@ -81,8 +83,7 @@ def _array_of(source: HubSource, revision: str | None) -> Iterator[Any]:
     else:
         file = HfFileSystem().open(name, "rb", revision=revision)
     with file:
-        for row in array_rows(file, name):
-            yield row.value
+        yield from array_rows(file, name)
 
 
 def _offline() -> bool:

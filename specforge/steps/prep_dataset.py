@@ -16,7 +16,7 @@ from specforge.config.steps import Prepare
 from specforge.data.locate import source_name
 from specforge.data.raw_files import RawRow
 from specforge.data.reader import Reader, Usable
-from specforge.data.records import Limits, Record
+from specforge.data.records import IMAGE_UNSHOWN, Limits, Record
 from specforge.data.sources import read_source
 from specforge.data.split import HELD_OUT, Split
 from specforge.errors import UserError
@@ -43,7 +43,8 @@ def prep_dataset(
     """Writes the first `sample_size` usable conversations as native JSON Lines; returns the summary.
 
     Every row read is in `train`, in `test`, or in `rejected` with its reason. Raises UserError, after `rejected` is
-    written, when too many rows are unusable, and when a side of the split is empty.
+    written, when too many rows are unusable, when the held-out prompts cost training too much, and when a side of the
+    split is empty.
     """
     if split_eval and test is None:
         raise ValueError("split_eval needs a test path")
@@ -54,10 +55,17 @@ def prep_dataset(
     sides = {"train": Path(train)} | ({"test": Path(test)} if split_eval else {})
     with atomic_path(Path(rejected)) as partial, partial.open("w", encoding="utf-8") as file:
         reader = Reader(limits, sample_size, lambda row: file.write(json.dumps(row) + "\n"))
-        counts, verdict = _write_sides(dataset, source.rows, reader, split, sides, prepare.max_rejected_share)
+        counts, verdict = _write_sides(dataset, source.rows, reader, split, sides, prepare)
     if verdict:
         raise UserError(verdict + _way_out(reader, Path(rejected)))
     _check_sides(counts, reader, prepare)
+    _check_leaks(counts["train"], reader, prepare, Path(rejected))
+    if reader.notes[IMAGE_UNSHOWN]:
+        log.warning(
+            "prep_dataset: %d conversations are about images; answers about images are trained on as text; the "
+            "pipeline shows the target no image",
+            reader.notes[IMAGE_UNSHOWN],
+        )
     origin = {"dataset": dataset, "source": source_name(dataset), "revision": revision, "commit": source.commit}
     result = origin | _counts(reader, counts) | {"sha256": _digests(sides)}
     write_json(Path(summary), result)
@@ -66,7 +74,7 @@ def prep_dataset(
 
 
 def _write_sides(
-    dataset: str, rows: Iterator[RawRow], reader: Reader, split: Split, sides: Sides, max_rejected_share: float
+    dataset: str, rows: Iterator[RawRow], reader: Reader, split: Split, sides: Sides, prepare: Prepare
 ) -> tuple[Counter[str], str | None]:
     """Reads all rows, then tells the sides apart: only then is it known what is held out.
 
@@ -78,7 +86,7 @@ def _write_sides(
         kept = Path(work) / "kept.jsonl"
         with closing(rows):
             write_jsonl(kept, _noted(reader.usable(rows), split))
-        verdict = reader.verdict(dataset, max_rejected_share)
+        verdict = reader.verdict(dataset, prepare.max_rejected_share)
         if verdict:
             return Counter(), verdict
         counts = {name: write_jsonl(path, _side(name, kept, reader, split)) for name, path in sides.items()}
@@ -113,9 +121,25 @@ def _folder(path: str | None) -> str | None:
 def _way_out(reader: Reader, rejected: Path) -> str:
     if not reader.read:
         return "."
-    shown = rejected.with_name(f".{rejected.name}")  # Snakemake deletes a failed job's outputs
+    return f"; mend the rows listed in {_outliving(rejected)}{', or raise that share' if reader.kept else ''}."
+
+
+def _outliving(rejected: Path) -> Path:
+    """A copy that stays: Snakemake deletes a failed job's outputs."""
+    shown = rejected.with_name(f".{rejected.name}")
     shutil.copyfile(rejected, shown)
-    return f"; mend the rows listed in {shown}{', or raise that share' if reader.kept else ''}."
+    return shown
+
+
+def _check_leaks(trained: int, reader: Reader, prepare: Prepare, rejected: Path) -> None:
+    leaks = reader.rejected[HELD_OUT]
+    if leaks > prepare.max_leaked_share * (trained + leaks):
+        raise UserError(
+            f"{leaks} of {trained + leaks} training conversations say a held-out prompt, or nearly, more than "
+            f"prepare.max_leaked_share, {prepare.max_leaked_share:g}; take prompts that many conversations repeat out "
+            f"of the data set (those lost are listed in {_outliving(rejected)}), raise prepare.near_duplicate, or "
+            "raise that share."
+        )
 
 
 def _check_sides(counts: Counter[str], reader: Reader, prepare: Prepare) -> None:

@@ -3,8 +3,8 @@
 import pytest
 
 from specforge.data.catalogue import SOURCES
-from specforge.data.forms import RejectedRow
 from specforge.data.records import Limits, parse_row
+from specforge.data.rejected import RejectedRow
 
 ASK, ANSWER = "How do I sort a list?", "Call sorted() on it."
 NATIVE = [{"role": "user", "content": ASK}, {"role": "assistant", "content": ANSWER}]

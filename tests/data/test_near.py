@@ -1,5 +1,4 @@
-import itertools
-
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,5 +70,34 @@ def test_the_search_finds_what_comparing_all_pairs_finds(prompts, threshold):
     for number, prompt in enumerate(prompts):
         index.add(str(number), prompt)
     for prompt in [*prompts, "a b c d a b c"]:
-        pairs = zip(map(alike, itertools.repeat(prompt), prompts), map(str, itertools.count()), strict=False)
-        assert index.nearest(prompt) == max((pair for pair in pairs if pair[0] >= threshold), default=None)
+        assert index.nearest(prompt) == closest(prompt, prompts, threshold)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=9).map(" ".join), min_size=2, max_size=20),
+    st.integers(0, 30),
+    st.sampled_from([0.3, 0.5, 0.7, 0.9]),
+)
+def test_the_search_is_exact_where_all_prompts_share_a_preamble(tails, shared, threshold):
+    prompts = [" ".join([*(f"word{n}" for n in range(shared)), tail]) for tail in tails]
+    index = NearIndex(threshold)
+    for place, prompt in enumerate(prompts):
+        assert index.nearest(prompt) == closest(prompt, prompts[:place], threshold)
+        index.add(str(place), prompt)
+
+
+def closest(prompt, prompts, threshold):
+    """By comparing all."""
+    pairs = ((similarity(shingles(prompt), shingles(one)), str(place)) for place, one in enumerate(prompts))
+    return max((pair for pair in pairs if pair[0] >= threshold), default=None)
+
+
+def test_a_shared_preamble_makes_no_candidates():
+    preamble = " ".join(f"word{n}" for n in range(45))
+    index = NearIndex(0.7)
+    for name in range(300):
+        index.add(str(name), " ".join([preamble, *(f"own{name}x{n}" for n in range(15))]))
+    assert index.nearest(" ".join([preamble, *(f"new{n}" for n in range(15))])) is None
+    found = np.array(sorted(shingles(" ".join([preamble, *(f"new{n}" for n in range(15))]))), dtype=np.uint64)
+    assert index._postings.candidates(found, 0.7) == []

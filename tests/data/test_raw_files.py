@@ -117,3 +117,44 @@ def test_an_array_called_json_lines_is_still_an_array(tmp_path):
     assert [row.value for row in read(path)] == ROWS
     path.write_text("[1]\n[2]\n")
     assert [row.value for row in read(path)] == [[1], [2]]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_a_constant_that_json_lacks_costs_an_array_its_row_alone(tmp_path, monkeypatch, chunk, constant):
+    monkeypatch.setattr(raw_files, "CHUNK", chunk)
+    path = tmp_path / "rows.json"
+    bad = f'{{"n": [{constant}, NaN]}}'
+    path.write_text(f'[\n{{"a": 1}},\n{bad},\n{{"a": "NaN"}},\n{constant}]')
+    error = f"the row is not JSON ({constant} is not a JSON number)."
+    assert read(path) == [(2, {"a": 1}, None), (3, bad, error), (4, {"a": "NaN"}, None), (5, constant, error)]
+
+
+@pytest.mark.parametrize(("row", "reason"), [("9" * 5000, "limit"), ("[" * 200_000, "recursion")])
+def test_what_no_more_text_would_mend_stops_an_array_at_once(tmp_path, monkeypatch, row, reason):
+    monkeypatch.setattr(raw_files, "ROW_LIMIT", 1 << 40)
+    path = tmp_path / "rows.json"
+    path.write_text("[\n" + row)
+    with pytest.raises(UserError, match=rf"not a whole JSON array: .*{reason}.*line 2; mend it"):
+        read(path)
+
+
+def test_parquet_rows_lose_the_nulls_that_arrow_put_into_their_tools(tmp_path):
+    def row(name):
+        properties = {f"{name}_arg": {"type": "string"}}
+        call = {"function": {"name": name, "arguments": {f"{name}_arg": [1]}}}
+        return {
+            "id": None, "tools": [{"function": {"name": name, "parameters": {"properties": properties}}}],
+            "messages": [{"content": None, "tool_calls": [call]}],
+        }  # fmt: skip
+
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([row("foo"), row("bar")]), path)
+    assert [found.value for found in read(path)] == [row("foo"), row("bar")]
+
+
+def test_json_keeps_the_nulls_of_its_tools(tmp_path):
+    tools = {"tools": [{"parameters": {"default": None}}]}
+    for name, text in (("rows.json", json.dumps([tools])), ("rows.jsonl", json.dumps(tools))):
+        (tmp_path / name).write_text(text)
+        assert [row.value for row in read(tmp_path / name)] == [tools]

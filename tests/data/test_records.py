@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specforge.data.forms import RejectedRow
-from specforge.data.records import DROPPED_KEYS, IMAGE_UNSEEN, UNANSWERED, Limits, conversation_key
+from specforge.data.records import DROPPED_KEYS, IMAGE_UNSEEN, IMAGE_UNSHOWN, UNANSWERED, Limits, conversation_key
 from specforge.data.records import parse_row as parse
+from specforge.data.rejected import RejectedRow
 
 ASK, ANSWER = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}
 NATIVE = {"id": "a", "conversations": [ASK, ANSWER]}
@@ -40,7 +40,8 @@ def test_the_three_forms_give_one_record(raw):
 
 
 def test_tools_and_calls_are_kept():
-    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"name": "f"}}]}
+    function = {"name": "f", "arguments": {"a": 1}}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": function}]}
     result = {"role": "tool", "content": "3", "tool_call_id": "1"}
     record, notes = parse_row({"id": 7, "tools": [{"name": "f"}], "messages": [ASK, call, result, ANSWER]})
     assert record == {
@@ -146,8 +147,8 @@ def test_an_image_is_looked_for_where_a_folder_is_given(tmp_path):
     (tmp_path / "coco").mkdir()
     (tmp_path / "coco" / "1.jpg").touch()
     row = NATIVE | {"image": "coco/1.jpg"}
-    assert parse_row(row) == (row, {IMAGE_UNSEEN: 1})
-    assert parse_row(row, image_folder=str(tmp_path)) == (row, {})
+    assert parse_row(row) == (row, {IMAGE_UNSEEN: 1, IMAGE_UNSHOWN: 1})
+    assert parse_row(row, image_folder=str(tmp_path)) == (row, {IMAGE_UNSHOWN: 1})
     assert rejection({**row, "image": "coco/2.jpg"}, image_folder=str(tmp_path)) == "image_missing"
     assert rejection(NATIVE, needs_image=True) == "image_missing"
     assert parse_row(NATIVE, image_folder=str(tmp_path)) == (NATIVE, {})
@@ -185,16 +186,17 @@ def test_any_json_is_a_record_or_a_rejection(raw):
         row, _ = found
         json.dumps(row, ensure_ascii=False).encode()
         assert row["conversations"][-1]["role"] == "assistant"
-        assert outcome(row) == (row, {IMAGE_UNSEEN: 1} if "image" in row else {})
+        assert outcome(row) == (row, {IMAGE_UNSEEN: 1, IMAGE_UNSHOWN: 1} if "image" in row else {})
 
 
+CALL = {"name": "f", "arguments": {"a": None}}
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip)
 tool_rounds = st.lists(texts, max_size=2).map(
     lambda results: [
         turn
         for result in results
         for turn in (
-            {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": {"name": "f"}}]},
+            {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": CALL}]},
             {"role": "tool", "content": result, "tool_call_id": "1"},
         )
     ]

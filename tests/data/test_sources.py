@@ -152,6 +152,20 @@ def test_the_real_client_streams_shards_one_after_the_other(tmp_path, monkeypatc
     assert values == [f"{shard}-{n}" for shard in range(2) for n in range(3)]
 
 
+def test_rows_of_the_client_lose_the_nulls_that_arrow_put_into_their_tools(hub):
+    hub.rows = [{"id": None, "tools": [{"name": "f", "parameters": {"a": 1, "b": None}}]}]
+    (row,) = read_source("some/set", None, 0).rows
+    assert row.value == {"id": None, "tools": [{"name": "f", "parameters": {"a": 1}}]}
+
+
+def test_a_bad_row_of_an_array_on_the_hub_keeps_its_error(hub, monkeypatch):
+    text = b'[{"id": "a"}, {"id": NaN}, {"id": "b"}]'
+    monkeypatch.setattr(huggingface_hub.HfFileSystem, "open", lambda *_, **how: io.BytesIO(text))
+    first, bad, last = read_source("sharegpt", None, 0).rows
+    assert (first.value, last.value, last.line) == ({"id": "a"}, {"id": "b"}, 3)
+    assert (bad.value, bad.error) == ('{"id": NaN}', "the row is not JSON (NaN is not a JSON number).")
+
+
 def test_the_generator_needs_a_size():
     with pytest.raises(UserError, match="sample_size"):
         read_source("synthetic", None, 0)

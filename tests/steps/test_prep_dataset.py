@@ -6,10 +6,13 @@ import pytest
 from pyarrow import parquet
 
 from specforge.config.steps import Prepare
+from specforge.data.records import Limits, parse_row
+from specforge.data.split import Split
 from specforge.errors import UserError
 from specforge.files import read_json, read_jsonl, sha256_file
 from specforge.steps.prep_dataset import prep_dataset
 
+ANY = Limits(64, 10_000)
 REAL = Path("/work/shared/data/sharegpt_sample.json")
 
 
@@ -21,11 +24,11 @@ def chat(*texts, **keys):
     }
 
 
-GOOD = [chat(f"Question {n}?", f"Answer {n}.", id=f"row-{n}") for n in range(40)]
+GOOD = [chat(f"What is the answer to question {n}?", f"Answer {n}.", id=f"row-{n}") for n in range(40)]
 BAD = {
     "empty_turn": chat("Hi?", "", id="e"),
     "duplicate_id": chat("Other?", "Yes.", id="row-0"),
-    "duplicate_conversation": chat("Question 1?", "Answer 1.", id="again"),
+    "duplicate_conversation": chat("What is the answer to question 1?", "Answer 1.", id="again"),
     "no_known_form": {"text": "x" * 2000},
     "bad_characters": chat("Hi\ud800?", "Hello.", id="s"),
 }
@@ -104,9 +107,10 @@ def test_what_is_left_out_is_noted(prep):
 
 
 def test_no_test_prompt_is_in_training(prep):
-    rows = [chat(f"Question {n % 30}", f"Answer {n}.", f"QUESTION {n % 7}?", "Yes.") for n in range(120)]
+    ask = "What is the answer to question"
+    rows = [chat(f"{ask} {n % 30}", f"Answer {n}.", f"{ask.upper()} {n % 29}?", "Yes.") for n in range(120)]
     rows += [chat(f"Only {n}?", "Yes.") for n in range(20)]
-    summary = prep(rows)
+    summary = prep(rows, max_leaked_share=1.0)
     said = {
         turn["content"].casefold().strip("?")
         for row in rows_of("train") for turn in row["conversations"] if turn["role"] == "user"
@@ -135,7 +139,20 @@ def test_leaks_do_not_count_as_unusable_rows(prep):
     prompt = rows_of("test")[0]["conversations"][0]["content"]
     first = rows_of("train")[0]["conversations"][0]["content"]
     leaking = [chat(first, f"Yes {n}.", prompt, "No.") for n in range(30)]
-    assert prep([*GOOD, *leaking], max_rejected_share=0.0)["rejected_by_reason"] == {"held_out_prompt": 30}
+    summary = prep([*GOOD, *leaking], max_rejected_share=0.0, max_leaked_share=0.5)
+    assert summary["rejected_by_reason"] == {"held_out_prompt": 30}
+    shown = r"30 of \d+ training conversations .*max_leaked_share, 0\.1; .* listed in out/\.rejected\.jsonl"
+    with pytest.raises(UserError, match=shown):
+        prep([*GOOD, *leaking])
+    assert len(list(read_jsonl(Path("out/.rejected.jsonl")))) == 30
+
+
+def test_a_short_turn_that_is_a_held_out_prompt_elsewhere_costs_nothing(prep):
+    rows = [chat(f"Question {n}?", "Yes.", "continue", "And so on.") for n in range(60)]
+    seed = next(seed for seed in range(99) if Split(0.2, seed, 0.7).add(parse_row(chat("continue", "1"), ANY).record))
+    summary = prep([*rows, chat("Continue!", "What?")], seed=seed)
+    assert (summary["rejected"], summary["kept"]) == (0, 61)
+    assert "Continue!" in {row["conversations"][0]["content"] for row in rows_of("test")}
 
 
 def test_where_the_rows_came_from_is_noted(prep, tmp_path):
@@ -144,16 +161,18 @@ def test_where_the_rows_came_from_is_noted(prep, tmp_path):
     assert prep(dataset="synthetic", sample_size=80)["source"] == "synthetic"
 
 
-def test_an_image_folder_must_exist_and_its_images_are_looked_for(prep):
+def test_an_image_folder_must_exist_and_its_images_are_looked_for(prep, caplog):
     rows = [row | {"image": f"pictures/{n % 2}.jpg"} for n, row in enumerate(GOOD)]
-    assert prep(rows)["notes"] == {"images_not_looked_for": 40}
+    shown = "answers_about_images_trained_on_as_text"
+    assert prep(rows)["notes"] == {"images_not_looked_for": 40, shown: 40}
+    assert "40 conversations are about images; answers about images are trained on as text; the" in caplog.text
     assert rows_of("train")[0]["image"].startswith("pictures/")
     with pytest.raises(UserError, match=r"prepare\.image_folder: elsewhere is not a folder"):
         prep(rows, image_folder="elsewhere")
     Path("pictures").mkdir()
     Path("pictures/1.jpg").touch()
     summary = prep(rows, image_folder=".", max_rejected_share=0.5)
-    assert (summary["rejected_by_reason"], summary["notes"]) == ({"image_missing": 20}, {})
+    assert (summary["rejected_by_reason"], summary["notes"]) == ({"image_missing": 20}, {shown: 20})
 
 
 def test_parquet_gives_what_json_lines_give(prep):
