@@ -5,12 +5,11 @@ from itertools import groupby, islice
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from specforge.config.steps import Regenerate
-from specforge.data.template import Chat
+from specforge.data.template import Chat, Refused
 from specforge.errors import UserError
 from specforge.files import digest
 from specforge.regenerate.engine import Block, Completion, Dialogue, Record
@@ -78,8 +77,8 @@ class LocalEngine:
         """Token ids up to the answer; fails the dialogue when there are none or no room is left."""
         try:
             text = self.chat.render(self.tokenizer, dialogue.messages(), dialogue.tools)
-        except (TemplateError, TypeError) as error:
-            dialogue.fail(f"the target's chat template refuses the conversation: {error}")
+        except Refused as error:
+            dialogue.fail(str(error))
             return None
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         if self.context is not None and len(ids) >= self.context:

@@ -224,6 +224,87 @@ def test_a_tool_call_that_does_not_continue_its_prompt_is_counted(encoder_of):
     assert len(runs(encoder.tokenizer, sequence)) == 1
 
 
+@pytest.mark.parametrize("name", ["gemma3", "qwen2.5", "mistral", "phi4"])
+@pytest.mark.parametrize("words", ["", "Let me count."])
+def test_a_tool_call_that_the_template_leaves_out_is_counted_and_not_learnt(encoder_of, name, words):
+    encoder = encoder_of(name)
+    call = {"role": "assistant", "content": words, "tool_calls": [CALL]}
+    assert not [run for sequence in encoder.sequences([TALK[0], call]) for run in runs(encoder.tokenizer, sequence)]
+    assert encoder.skipped_calls == 1
+
+
+def test_a_template_that_writes_only_the_first_of_several_calls_is_not_learnt(encoder_of):
+    encoder = encoder_of("llama3.1")
+    assert list(encoder.sequences([TALK[0], {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}])) == []
+    assert encoder.skipped_calls == 1
+
+
+@pytest.mark.parametrize("calls", [["odd"], [{"function": None}], [{"function": {"arguments": {}}}]])
+def test_a_tool_call_without_a_name_is_not_learnt(encoder_of, calls):
+    encoder = encoder_of("gemma3")
+    assert list(encoder.sequences([TALK[0], {"role": "assistant", "content": "", "tool_calls": calls}])) == []
+    assert encoder.skipped_calls == 1
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama3.1", "gpt-oss"])
+def test_arguments_as_text_are_read_as_servers_read_them(encoder_of, name):
+    encoder = encoder_of(name)
+
+    def turns(arguments):
+        function = {"name": "count", "arguments": arguments}
+        return [TALK[0], {"role": "assistant", "content": "", "tool_calls": [CALL | {"function": function}]}]
+
+    texts = [encoder.render(history(turns(given))) for given in ({"what": "apples"}, '{"what": "apples"}')]
+    assert texts[0] == texts[1]
+    assert '{"what": "apples"}' in texts[0]
+    odd = history(turns("not JSON"))[1]["tool_calls"][0]["function"]["arguments"]
+    assert odd == "not JSON"
+
+
+@pytest.mark.parametrize("reason", ["length", "abort", "content_filter", "unknown"])
+def test_only_an_answer_that_the_target_ended_has_an_end_token(encoder_of, reason):
+    encoder = encoder_of("qwen3")
+    call = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    for turn in (TALK[1], call):
+        for finish, ended in ((reason, False), ("stop", True), ("tool_calls", True), (None, True)):
+            (sequence,) = encoder.sequences([TALK[0], turn | {"finish_reason": finish}])
+            assert (sequence.ids[-1] == encoder.tokenizer.eos_token_id) == ended
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama3.1", "deepseek-v3.1"])
+def test_an_answer_that_quotes_the_marks_of_a_thought_is_an_answer(encoder_of, name):
+    encoder = encoder_of(name, train_on_reasoning=False)
+    quoting = "Write `</think>` to close the block."
+    (sequence,) = encoder.sequences([TALK[0], TALK[1] | {"content": quoting}])
+    (said,) = runs(encoder.tokenizer, sequence)
+    assert said == f"{quoting}{MODELS[name].end}"
+    assert encoder.tokenizer.decode(sequence.ids).endswith(PLAIN[name][0].replace(TALK[1]["content"], quoting))
+
+
+def test_a_thought_ends_at_its_first_mark_and_the_answer_may_quote_another(encoder_of):
+    encoder = encoder_of("deepseek-r1", train_on_reasoning=False)
+    turn = {"role": "assistant", "content": "Hm.\n</think>\n\nIt is `</think>`."}
+    (sequence,) = encoder.sequences([TALK[0], turn])
+    assert runs(encoder.tokenizer, sequence) == ["It is `</think>`.<｜end▁of▁sentence｜>"]
+
+
+@pytest.mark.parametrize(
+    "odd", ["{{ 1 // 0 }}", "{{ 'x'.nothing() }}", "{{ ['a'].index('b') }}", "{{ 'x' | int // 0 }}"]
+)
+def test_whatever_a_template_raises_refuses_the_conversation_alone(encoder_of, odd):
+    encoder = encoder_of("qwen2.5")
+    encoder.tokenizer.chat_template = (
+        "{% if messages[0].content == 'odd' %}" + odd + "{% endif %}" + MODELS["qwen2.5"].template
+    )
+    try:
+        bad = [{"role": "user", "content": "odd"}, TALK[1]]
+        found = encoder.encode_all([{"id": "a", "conversations": bad}, {"id": "b", "conversations": TALK}])
+    finally:
+        encoder.tokenizer.chat_template = MODELS["qwen2.5"].template
+    assert found[0].startswith("the chat template refuses it: ")
+    assert len(found[1]) == 1
+
+
 def test_a_prompt_that_ends_with_the_users_words_is_encoded_apart():
     tokenizer = make_tokenizer(MODELS["mistral"])
     tokenizer.chat_template = (
