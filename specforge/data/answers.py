@@ -100,6 +100,16 @@ def completion(turn: dict[str, Any], plain: Frame, thinking: Frame, learn_reason
     return Words(lead + content, learnt_from, not cut)
 
 
+def take_apart(text: str, plain: Frame, thinking: Frame) -> tuple[str, str]:
+    """(reasoning, answer) of what a model wrote in its template's words; a text without them is all answer."""
+    opening, closing = thinking.marks
+    said, lead = text.lstrip(), plain.middle.strip()
+    if closing and said.startswith(opening):
+        reasoning, _, answer = said.removeprefix(opening).partition(closing)
+        return reasoning.strip(), answer.strip()
+    return "", said.removeprefix(lead).strip() if lead and said.startswith(lead) else text
+
+
 def _held_reasoning(content: str, thinking: Frame) -> int | None:
     """Where the answer begins in a text that holds its reasoning, its end when that was cut; None without reasoning.
 
