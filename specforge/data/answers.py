@@ -4,9 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from specforge.data.template import Refused
+
 Render = Callable[[list[dict], list | None, bool], str]
 THOUGHT, ANSWER = "specforge0thought", "specforge0answer"  # stand-ins that no template changes
 THINK, THOUGHT_OVER = "<think>", "</think>"
+ENDED = (None, "stop", "tool_calls")  # finish reasons of an answer that came to its end
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,22 @@ def read_frame(render: Render, messages: list[dict], tools: list | None, tail: s
     return Frame(*CONVENTION, after)
 
 
+def came_to_end(turn: dict[str, Any]) -> bool:
+    """Whether the target itself ended `turn`; a length limit, a filter or a server that gave up did not let it."""
+    return turn.get("finish_reason") in ENDED
+
+
 def completion(turn: dict[str, Any], plain: Frame, thinking: Frame, learn_reasoning: bool) -> Words:
     """The text that the target generated for `turn`.
 
     Reasoning that a server kept apart goes back where the template has it. An answer that holds its reasoning itself
     is taken as it is. Any other gets what the template writes before it, such as a channel's name or an empty
-    thought.
+    thought. Raises Refused when it has no text at all.
     """
     content, reasoning = turn["content"], turn.get("reasoning")
-    cut = turn.get("finish_reason") == "length"
+    if not isinstance(content, str):
+        raise Refused("an answer has no text")
+    cut = not came_to_end(turn)
     if reasoning is not None:
         thought = thinking.opening + reasoning.strip("\n")
         if cut and not content:
@@ -90,13 +100,28 @@ def completion(turn: dict[str, Any], plain: Frame, thinking: Frame, learn_reason
     return Words(lead + content, learnt_from, not cut)
 
 
-def _held_reasoning(content: str, thinking: Frame) -> int | None:
-    """Where the answer begins in a text that holds its reasoning, its end when that was cut; None without reasoning."""
+def take_apart(text: str, plain: Frame, thinking: Frame) -> tuple[str, str]:
+    """(reasoning, answer) of what a model wrote in its template's words; a text without them is all answer."""
     opening, closing = thinking.marks
-    if closing and closing in content:
-        answer = content.rpartition(closing)[2].lstrip("\n")
-        return len(content) - len(answer)
-    return len(content) if opening and content.lstrip().startswith(opening) else None
+    said, lead = text.lstrip(), plain.middle.strip()
+    if closing and said.startswith(opening):
+        reasoning, _, answer = said.removeprefix(opening).partition(closing)
+        return reasoning.strip(), answer.strip()
+    return "", said.removeprefix(lead).strip() if lead and said.startswith(lead) else text
+
+
+def _held_reasoning(content: str, thinking: Frame) -> int | None:
+    """Where the answer begins in a text that holds its reasoning, its end when that was cut; None without reasoning.
+
+    A text that neither begins with a thought nor follows a prompt that does may quote the marks.
+    """
+    opening, closing = thinking.marks
+    if not content.lstrip().startswith(opening):  # "" where the prompt began the thought
+        return None
+    _, found, after = content.partition(closing) if closing else (content, "", "")
+    if found:
+        return len(content) - len(after.lstrip("\n"))
+    return len(content) if opening else None
 
 
 def _is_reasoning(lead: str, thinking: Frame) -> bool:

@@ -8,17 +8,16 @@ Where the next prompt's text begins with all that came before and the answer's e
 at (`safe_cuts`), only what is new is encoded; that gives the ids of the whole, and takes one pass over the text.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
 from operator import eq
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
-
-from specforge.data.answers import Frame, completion, read_frame
+from specforge.data.answers import Frame, came_to_end, completion, read_frame
 from specforge.data.encoding import TextEncoder, safe_cuts
-from specforge.data.template import Chat, history, template_source
+from specforge.data.template import Chat, Refused, history, template_source
 from specforge.errors import UserError
 
 
@@ -90,7 +89,7 @@ class ChatEncoder:
     def sequences(self, turns: list[dict], tools: list | None = None) -> Iterator[Sequence]:
         """One sequence for a conversation, or several where its template does not keep the prefix.
 
-        Raises jinja2.TemplateError or TypeError when the template refuses the conversation.
+        Raises Refused when the template does not take the conversation.
         """
         answers = self.answers(turns, tools)
         return self._assemble(answers, iter(self.encode([text for answer in answers for text in pieces(answer)])))
@@ -101,8 +100,8 @@ class ChatEncoder:
         for record in records:
             try:
                 plans.append(self.answers(record["conversations"], record.get("tools")))
-            except (TemplateError, TypeError) as error:
-                plans.append(f"the chat template refuses it: {error}")
+            except Refused as error:
+                plans.append(str(error))
         texts = [text for plan in plans if not isinstance(plan, str) for answer in plan for text in pieces(answer)]
         ids = iter(self.encode(texts))
         return [plan if isinstance(plan, str) else list(self._assemble(plan, ids)) for plan in plans]
@@ -135,7 +134,7 @@ class ChatEncoder:
         """Text of the completion, where learning starts in it, its end token, whether it ended."""
         plain = self._frame(messages[:-1], tools, tail, False)
         if turn.get("tool_calls"):
-            return self._call(messages, tools, prompt, {*self.end_ids, self._end(plain)})
+            return self._call(turn, messages, tools, prompt, {*self.end_ids, self._end(plain)})
         thinking = self._frame(messages[:-1], tools, tail, True)
         words = completion(turn, plain, thinking, self.train_on_reasoning)
         return words.text, words.learnt_from, self._end(plain), words.ended
@@ -146,17 +145,20 @@ class ChatEncoder:
         return set(self._ends.values()) | self._calls
 
     def _call(
-        self, messages: list[dict], tools: list | None, prompt: str, ends: set[int]
+        self, turn: dict, messages: list[dict], tools: list | None, prompt: str, ends: set[int]
     ) -> tuple[str, int, int, bool] | None:
-        """A turn of tool calls in the template's words; None where these do not continue the prompt."""
+        """A turn of tool calls in the template's words; None where these do not continue the prompt or lack a call."""
         whole = self.render(messages, tools, False)
         spelled = {token: self.tokenizer.convert_ids_to_tokens(token) for token in ends}
         places = {whole.rfind(text, len(prompt)): token for token, text in spelled.items()}
         place = max(places)
         if place < 0 or not whole.startswith(prompt):
             return None
+        text = whole[len(prompt) : place]
+        if not _names_calls(text, messages[-1]):
+            return None
         self._calls.add(places[place])
-        return whole[len(prompt) : place], 0, places[place], True
+        return text, 0, places[place], came_to_end(turn)
 
     def _frame(self, messages: list[dict], tools: list | None, tail: str, reasoned: bool) -> Frame:
         """Read once for each kind of turn that an answer follows."""
@@ -223,3 +225,12 @@ class ChatEncoder:
 def pieces(answer: Answer) -> tuple[str, str]:
     """The two texts of an answer to encode: what is new of its prompt, and its words behind the prompt's tail."""
     return answer.prompt if answer.joined is None else answer.joined, answer.tail + answer.text
+
+
+def _names_calls(text: str, message: dict) -> bool:
+    """Whether `text`, a template's, names the function of every call of `message`, apart from the turn's words."""
+    for words in (message.get("content"), message.get("reasoning_content")):
+        text = text.replace((words or "").strip(), "", 1)
+    functions = [call.get("function", call) if isinstance(call, dict) else None for call in message["tool_calls"]]
+    names = Counter(function.get("name") if isinstance(function, dict) else None for function in functions)
+    return all(isinstance(name, str) and text.count(name) >= number for name, number in names.items())

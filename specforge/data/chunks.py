@@ -44,7 +44,9 @@ class Tokenizing:
                 tally.refuse(record["id"], found)
                 continue
             taken = [tally.take(record["id"], sequence, self.max_length) for sequence in found]
-            rows += [row for row in taken if row is not None]
+            learnt = [row for row in taken if row is not None]
+            tally.nothing_learnt += not learnt
+            rows += learnt
         tally.count(rows)
         tally.ends |= self.encoder.ends_used
         tally.skipped_calls = self.encoder.skipped_calls - skipped

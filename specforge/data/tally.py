@@ -13,7 +13,8 @@ from specforge.errors import UserError
 LONGEST = 10
 PREVIEW_TOKENS = 160
 SUMS = (
-    "conversations", "refused", "sequences", "tokens", "truncated", "within", "cut_tokens", "empty", "skipped_calls"
+    "conversations", "refused", "nothing_learnt", "sequences", "tokens", "truncated", "within", "cut_tokens", "empty",
+    "skipped_calls",
 )  # fmt: skip
 
 
@@ -23,6 +24,7 @@ class Tally:
 
     conversations: int = 0
     refused: int = 0
+    nothing_learnt: int = 0  # conversations without a sequence, though the template took them
     sequences: int = 0
     tokens: int = 0
     truncated: int = 0

@@ -16,6 +16,10 @@ SHIPPED = Path(__file__).parent / "templates"
 OWN = "tokenizer"
 
 
+class Refused(Exception):
+    """A conversation that its chat template does not render; the text is the reason, as a sentence."""
+
+
 @dataclass(frozen=True)
 class Chat:
     """How conversations become prompts: a template (None: the tokenizer's own) and the variables it is given."""
@@ -66,20 +70,43 @@ class Chat:
     def render(self, tokenizer: Any, messages: list[dict], tools: list | None, prompt: bool = True) -> str:
         """The text of `messages`, with the opening of the next answer where `prompt`.
 
-        Raises jinja2.TemplateError or TypeError when the template refuses them.
+        Raises Refused when the template does not take them.
         """
-        return tokenizer.apply_chat_template(
-            messages, tools=tools or None, tokenize=False, add_generation_prompt=prompt, **self.kwargs
-        )
+        try:
+            return tokenizer.apply_chat_template(
+                messages, tools=tools or None, tokenize=False, add_generation_prompt=prompt, **self.kwargs
+            )
+        except (MemoryError, ImportError):  # these are the machine's, not the conversation's
+            raise
+        except Exception as error:  # a template's filters and methods may raise anything
+            raise Refused(f"the chat template refuses it: {error}") from error
 
 
 def history(turns: list[dict]) -> list[dict]:
-    """Turns as a client sends them; the template decides what of an earlier answer's reasoning it shows."""
+    """Turns as a template takes them; it decides what of an earlier answer's reasoning it shows.
+
+    Arguments of tool calls are objects there, as servers make them of a client's text.
+    """
     sent = [{key: value for key, value in turn.items() if key not in ("finish_reason", "reasoning")} for turn in turns]
     for message, turn in zip(sent, turns, strict=True):
         if turn.get("reasoning") is not None:
             message["reasoning_content"] = turn["reasoning"]
+        if isinstance(turn.get("tool_calls"), list):
+            message["tool_calls"] = [_with_object(call) for call in turn["tool_calls"]]
     return sent
+
+
+def _with_object(call: Any) -> Any:
+    """A tool call whose arguments, where they are the text of a JSON object, are that object."""
+    function = call.get("function") if isinstance(call, dict) else None
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    if not isinstance(arguments, str):
+        return call
+    try:
+        value = json.loads(arguments)
+    except ValueError:
+        return call
+    return call | {"function": function | {"arguments": value}} if isinstance(value, dict) else call
 
 
 def template_source(tokenizer: Any) -> str:

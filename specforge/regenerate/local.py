@@ -5,12 +5,12 @@ from itertools import groupby, islice
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from specforge.config.steps import Regenerate
-from specforge.data.template import Chat
+from specforge.data.answers import read_frame, take_apart
+from specforge.data.template import Chat, Refused
 from specforge.errors import UserError
 from specforge.files import digest
 from specforge.regenerate.engine import Block, Completion, Dialogue, Record
@@ -38,6 +38,8 @@ class LocalEngine:
         self.chat.dress(tokenizer)
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.end_ids = _end_ids(model, tokenizer)
+        added = tokenizer.added_tokens_decoder
+        self.special = {number: token.content for number, token in added.items() if token.special}
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         # What is unset in a call comes from the model's own file, which may cut to the top k or penalise.
         model.generation_config = _sampling(settings, self.end_ids, tokenizer.pad_token_id)
@@ -78,8 +80,8 @@ class LocalEngine:
         """Token ids up to the answer; fails the dialogue when there are none or no room is left."""
         try:
             text = self.chat.render(self.tokenizer, dialogue.messages(), dialogue.tools)
-        except (TemplateError, TypeError) as error:
-            dialogue.fail(f"the target's chat template refuses the conversation: {error}")
+        except Refused as error:
+            dialogue.fail(str(error))
             return None
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         if self.context is not None and len(ids) >= self.context:
@@ -97,7 +99,10 @@ class LocalEngine:
         identities = [dialogue.record["id"] for dialogue, _ in prompts]
         torch.manual_seed(int(digest(self.settings.seed, identities, turn), 16) >> 1)
         for (dialogue, prompt), ids in zip(prompts, self._generate([ids for _, ids in prompts], room), strict=True):
-            dialogue.answer(self._completion(ids, self._thinks(prompt)))
+            try:
+                dialogue.answer(self._completion(dialogue, ids, self._thinks(prompt)))
+            except Refused as error:
+                dialogue.fail(str(error))
 
     @torch.inference_mode()
     def _generate(self, prompts: Sequence[list[int]], room: int) -> list[list[int]]:
@@ -119,12 +124,51 @@ class LocalEngine:
         """Whether the template lets the target begin in the middle of its reasoning."""
         return self.tokenizer.decode(prompt[-THINK_TOKENS:]).rstrip().endswith(START)
 
-    def _completion(self, ids: list[int], thinks: bool) -> Completion:
+    def _completion(self, dialogue: Dialogue, ids: list[int], thinks: bool) -> Completion:
         """Cuts at the first end token: what follows is padding."""
         end = next((place for place, token in enumerate(ids) if token in self.end_ids), None)
-        reasoning, text = split_reasoning(self.tokenizer.decode(ids[:end], skip_special_tokens=True), thinks)
+        said = ids[:end]
+        if self.special.keys() & said:
+            reasoning, text = self._framed(dialogue, said, thinks)
+        else:
+            reasoning, text = split_reasoning(self.tokenizer.decode(said), thinks)
         reason, tokens = ("length", len(ids)) if end is None else ("stop", end + 1)
         return Completion(text, reason, tokens, reasoning)
+
+    def _framed(self, dialogue: Dialogue, said: list[int], thinks: bool) -> tuple[str, str]:
+        """(reasoning, answer) of ids with special tokens, such as those of channels.
+
+        Where the template writes such tokens in an answer, they take it apart. Else those that mark turns are left
+        out. Raises Refused when others are left: a call of a tool, or a channel, would become plain words.
+        """
+        messages, tools = dialogue.messages(), dialogue.tools
+        plain, thinking = (read_frame(self._render, messages, tools, "", reasoned) for reasoned in (False, True))
+        words = plain.middle + thinking.opening + thinking.middle
+        found = {number: self.special[number] for number in said if number in self.special}
+        if any(text in words for text in self.special.values()):
+            parts = take_apart(self.tokenizer.decode(said), plain, thinking)
+            left = [text for text in found.values() if text in parts[0] + parts[1]]
+        else:
+            marks = self._turn_marks(messages, tools)
+            parts = split_reasoning(self.tokenizer.decode([number for number in said if number not in marks]), thinks)
+            left = [text for number, text in found.items() if number not in marks]
+        if left:
+            raise Refused(
+                f"the target says {left[0]} within an answer, which regenerate.engine local cannot take apart; "
+                "set regenerate.engine to sglang."
+            )
+        return parts
+
+    def _turn_marks(self, messages: list[Record], tools: list[Record] | None) -> set[int]:
+        """Special tokens that say nothing within an answer: what the template begins one with, and ends of text."""
+        told, asked = (self._render(messages, tools, prompt) for prompt in (False, True))
+        opening = asked[len(told) :] if asked.startswith(told) else ""
+        one = self.tokenizer
+        named = {one.bos_token_id, one.eos_token_id, one.pad_token_id, one.unk_token_id, *self.end_ids}
+        return named | {number for number, text in self.special.items() if text in opening}
+
+    def _render(self, messages: list[Record], tools: list[Record] | None, prompt: bool) -> str:
+        return self.chat.render(self.tokenizer, messages, tools, prompt)
 
 
 def _extent(record: Record) -> tuple[int, int]:

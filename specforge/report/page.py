@@ -73,6 +73,7 @@ class Regeneration:
     ended_early: int
     turns: int
     finish_reasons: dict[str, int]
+    excluded: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Cache:
     preview: list[tuple[str, bool]]
     chat_template: str | None
     refused: int = 0
+    nothing_learnt: int = 0
     first_refusal: str | None = None
     truncated_within_an_answer: int = 0
     cut_tokens: int = 0
@@ -175,12 +177,13 @@ def _funnel(experiment: Experiment) -> list[tuple[str, int, str]]:
         ("for training", prep.train, f"{_count(prep.test)} held out for the evaluation"),
     ]
     if regeneration := experiment.regeneration:
-        lost = f"{_count(regeneration.failed)} failed, {_count(regeneration.ended_early)} ended early"
-        said = f"{lost}, {_count(regeneration.turns)} turns by the target"
-        steps.append(("regenerated", regeneration.regenerated, said))
+        lost = f"{_count(regeneration.failed)} failed, {_count(sum(regeneration.excluded.values()))} excluded"
+        said = f"{_count(regeneration.ended_early)} ended early, {_count(regeneration.turns)} turns by the target"
+        steps.append(("regenerated", regeneration.regenerated, f"{lost}; {said}"))
+    left = cache.conversations - cache.refused - cache.nothing_learnt
+    lost = f"{_count(cache.refused)} the template refused, {_count(cache.nothing_learnt)} had nothing to learn from"
     made = f"{_count(cache.sequences)} sequences, {_count(cache.truncated)} of them cut"
-    lost = f"{_count(cache.empty)} had nothing to learn from, {_count(cache.refused)} the template refused"
-    return [*steps, ("tokenized", cache.conversations - cache.refused, f"{made}; {lost}")]
+    return [*steps, ("tokenized", left, f"{lost}; {made}, {_count(cache.empty)} more left out as empty")]
 
 
 def _mismatches(rows: Iterable[Ranked]) -> list[tuple[RunName, Any]]:

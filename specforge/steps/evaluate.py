@@ -108,21 +108,24 @@ def evaluate(
     torch.set_num_threads(threads)
     options, source = Evaluate(**settings), TargetFile.read(target)
     bench = Bench(source, Path(draft).parent, Chat.of(chat, template), options)
-    chosen, skipped = read_prompts(Path(prompts), bench.encoder, options.num_prompts, bench.room)
+    found = read_prompts(Path(prompts), bench.encoder, options.num_prompts, bench.room)
     key = digest(settings, chat, code, source.sha256, sha256_file(Path(draft)), sha256_file(Path(prompts)))
     with exclusive(Path(work) / key) as folder:
-        _decode_all(bench, chosen, folder / "journal.jsonl", f"evaluate {ablation} lr{lr}")
+        _decode_all(bench, found.chosen, folder / "journal.jsonl", f"evaluate {ablation} lr{lr}")
         rows = list(read_jsonl(folder / "journal.jsonl"))
     report = {
         "run": {"ablation": ablation, "lr": lr},
         "target": source.model,
-        "num_prompts": len(chosen),
-        "skipped_long_prompts": skipped,
+        "num_prompts": len(found.chosen),
+        "skipped_long_prompts": found.too_long,
+        "refused_prompts": found.refused,
         **options.model_dump(mode="json", include={"num_draft_tokens", "max_new_tokens", "dtype", "seed"}),
         "lossless": _lossless(rows, options.dtype),
         "temperatures": {f"{t:g}": _summary(rows, t, options) for t in options.temperatures},
     }
     write_json(Path(output), report)
+    if found.refused:
+        log.warning("%d prompts were refused and left out, first %s", found.refused, found.first_refusal)
     lengths = (f"{s['accept_length']['mean']:.2f} at T={t}" for t, s in report["temperatures"].items())
     log.info("evaluate %s lr%s: accept length %s", ablation, lr, ", ".join(lengths))
     return report

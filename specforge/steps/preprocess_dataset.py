@@ -68,7 +68,8 @@ def preprocess_dataset(
     write_json(Path(summary), report)
     log.info(
         "cache: %(sequences)d sequences, %(tokens)d tokens, %(supervised_tokens)d supervised, %(truncated)d truncated, "
-        "%(empty)d without supervised tokens, %(refused)d refused; coverage %(coverage).4f",
+        "%(empty)d without supervised tokens; %(refused)d conversations refused, %(nothing_learnt)d with "
+        "nothing to learn; coverage %(coverage).4f",
         report,
     )
     return report
@@ -104,6 +105,7 @@ def _counts(tally: Tally) -> dict[str, Any]:
         "conversations": tally.conversations,
         "refused": tally.refused,
         "first_refusal": tally.refusal,
+        "nothing_learnt": tally.nothing_learnt,
         "sequences": tally.sequences,
         "tokens": tally.tokens,
         "supervised_tokens": tally.supervised.total(),

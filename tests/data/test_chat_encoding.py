@@ -239,6 +239,19 @@ def test_what_is_refused_within_the_limit_is_counted_with_the_first_reason(folde
     assert summary["first_refusal"].startswith("odd: the chat template refuses it: ")
 
 
+def test_refused_nothing_learnt_and_learnt_conversations_add_up(folder, tmp_path):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "count", "arguments": {}}}]}
+    odd = {"refused": [QUESTION | {"content": None}, ANSWER], "call": [QUESTION, call]}
+    odd["long"] = [QUESTION | {"content": "x" * 900}, ANSWER]
+    rows = [{"id": name, "conversations": turns} for name, turns in odd.items()] + make_conversations(5)
+    limits = {"max_refused_share": 1, "max_empty_share": 1}
+    summary = preprocess(folder, tmp_path, rows, **limits)
+    learnt = len(set(read_cache(tmp_path / "cache.arrow")["id"]))
+    assert (summary["refused"], summary["nothing_learnt"], learnt) == (1, 2, 5)
+    assert summary["conversations"] == summary["refused"] + summary["nothing_learnt"] + learnt
+    assert (summary["empty"], summary["tool_calls_not_learnt"]) == (1, 1)
+
+
 def test_the_step_takes_as_many_processes_as_are_worth_it_with_the_same_result(folder, tmp_path, monkeypatch):
     module = importlib.import_module("specforge.steps.preprocess_dataset")
     summaries = []

@@ -216,12 +216,48 @@ def test_the_models_end_token_is_in_the_draft_vocabulary_whatever_the_tokenizers
     assert encoder.ends_used == {encoder.tokenizer.convert_tokens_to_ids(MODELS[name].end)}
 
 
-def test_a_tool_call_that_does_not_continue_its_prompt_is_counted(encoder_of):
-    encoder = encoder_of("deepseek-r1")  # the prompt opens a thought, the template's history has none
+@pytest.mark.parametrize("reason", ["length", "abort", "content_filter", "unknown"])
+def test_only_an_answer_that_the_target_ended_has_an_end_token(encoder_of, reason):
+    encoder = encoder_of("qwen3")
     call = {"role": "assistant", "content": "", "tool_calls": [CALL]}
-    (sequence,) = encoder.sequences([TALK[0], call, {"role": "tool", "content": "7"}, TALK[1]])
-    assert encoder.skipped_calls == 1
-    assert len(runs(encoder.tokenizer, sequence)) == 1
+    for turn in (TALK[1], call):
+        for finish, ended in ((reason, False), ("stop", True), ("tool_calls", True), (None, True)):
+            (sequence,) = encoder.sequences([TALK[0], turn | {"finish_reason": finish}])
+            assert (sequence.ids[-1] == encoder.tokenizer.eos_token_id) == ended
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama3.1", "deepseek-v3.1"])
+def test_an_answer_that_quotes_the_marks_of_a_thought_is_an_answer(encoder_of, name):
+    encoder = encoder_of(name, train_on_reasoning=False)
+    quoting = "Write `</think>` to close the block."
+    (sequence,) = encoder.sequences([TALK[0], TALK[1] | {"content": quoting}])
+    (said,) = runs(encoder.tokenizer, sequence)
+    assert said == f"{quoting}{MODELS[name].end}"
+    assert encoder.tokenizer.decode(sequence.ids).endswith(PLAIN[name][0].replace(TALK[1]["content"], quoting))
+
+
+def test_a_thought_ends_at_its_first_mark_and_the_answer_may_quote_another(encoder_of):
+    encoder = encoder_of("deepseek-r1", train_on_reasoning=False)
+    turn = {"role": "assistant", "content": "Hm.\n</think>\n\nIt is `</think>`."}
+    (sequence,) = encoder.sequences([TALK[0], turn])
+    assert runs(encoder.tokenizer, sequence) == ["It is `</think>`.<｜end▁of▁sentence｜>"]
+
+
+@pytest.mark.parametrize(
+    "odd", ["{{ 1 // 0 }}", "{{ 'x'.nothing() }}", "{{ ['a'].index('b') }}", "{{ 'x' | int // 0 }}"]
+)
+def test_whatever_a_template_raises_refuses_the_conversation_alone(encoder_of, odd):
+    encoder = encoder_of("qwen2.5")
+    encoder.tokenizer.chat_template = (
+        "{% if messages[0].content == 'odd' %}" + odd + "{% endif %}" + MODELS["qwen2.5"].template
+    )
+    try:
+        bad = [{"role": "user", "content": "odd"}, TALK[1]]
+        found = encoder.encode_all([{"id": "a", "conversations": bad}, {"id": "b", "conversations": TALK}])
+    finally:
+        encoder.tokenizer.chat_template = MODELS["qwen2.5"].template
+    assert found[0].startswith("the chat template refuses it: ")
+    assert len(found[1]) == 1
 
 
 def test_a_prompt_that_ends_with_the_users_words_is_encoded_apart():

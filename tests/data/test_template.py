@@ -1,13 +1,12 @@
 """Which template makes prompts: one choice, known by content, the same in every step."""
 
 import pytest
-from jinja2 import TemplateError
 from stock import MODELS, make_tokenizer
 from tiny import make_conversations, make_target_file, make_tiny_target
 
 from specforge.config.steps import Regenerate
 from specforge.data.chat import ChatEncoder
-from specforge.data.template import SHIPPED, Chat, template_facts
+from specforge.data.template import SHIPPED, Chat, Refused, template_facts
 from specforge.errors import UserError
 from specforge.regenerate.engine import Block
 from specforge.regenerate.local import LocalEngine
@@ -90,5 +89,5 @@ def test_a_server_gets_a_template_only_when_one_is_set(tmp_path, monkeypatch):
 
 
 def test_a_template_without_the_conversations_roles_raises():
-    with pytest.raises(TemplateError, match="roles must alternate"):
+    with pytest.raises(Refused, match="roles must alternate"):
         list(ChatEncoder(make_tokenizer(MODELS["gemma3"])).sequences([TALK[1], *TALK[1:]]))

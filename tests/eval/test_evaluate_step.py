@@ -166,21 +166,44 @@ def encoder(data):
 
 
 def test_every_point_where_the_assistant_is_to_speak_is_a_prompt(data, encoder):
-    prompts, skipped = read_prompts(data / "test.jsonl", encoder, count=6, room=500)
+    found = read_prompts(data / "test.jsonl", encoder, count=6, room=500)
+    prompts = found.chosen
     assert [prompt.id for prompt in prompts] == ["c0/2", "c1/1", "c1/3", "c2/1", "c2/3", "c2/5"]
-    assert skipped == 0
+    assert (found.too_long, found.refused) == (0, 0)
     history = next(row for row in make_conversations(3) if row["id"] == "c1")["conversations"][:3]
     assert prompts[2].ids.tolist() == [encoder.prompt(history)]
 
 
 def test_prompts_that_leave_no_room_are_counted_and_passed_over(data, encoder):
-    sizes = [p.ids.shape[1] for p in read_prompts(data / "test.jsonl", encoder, 16, 500)[0]]
+    sizes = [p.ids.shape[1] for p in read_prompts(data / "test.jsonl", encoder, 16, 500).chosen]
     room = sorted(sizes)[len(sizes) // 2]
-    prompts, skipped = read_prompts(data / "test.jsonl", encoder, 16, room)
-    assert [p.ids.shape[1] for p in prompts] == [size for size in sizes if size <= room]
-    assert len(prompts) + skipped == len(sizes)
+    found = read_prompts(data / "test.jsonl", encoder, 16, room)
+    assert [p.ids.shape[1] for p in found.chosen] == [size for size in sizes if size <= room]
+    assert len(found.chosen) + found.too_long == len(sizes)
 
 
 def test_too_few_prompts_are_refused(data, encoder):
     with pytest.raises(UserError, match=r"has 0 prompts of at most 5 tokens \(15 longer\)"):
         read_prompts(data / "test.jsonl", encoder, 4, 5)
+
+
+REFUSE = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+
+
+def refusing(data: Path, words: str) -> Chat:
+    return Chat("mine", words + AutoTokenizer.from_pretrained(data / "model").chat_template)
+
+
+def test_prompts_that_the_template_refuses_are_counted_and_passed_over(data, tmp_path):
+    chat = refusing(data, REFUSE)
+    call = arguments(data, tmp_path, temperatures=[0.0]) | {"chat": chat.recipe(), "template": chat.text}
+    report = evaluate(**call)
+    assert (report["num_prompts"], report["refused_prompts"], report["skipped_long_prompts"]) == (PROMPTS, 1, 0)
+    assert [row["prompt"] for row in journal(tmp_path)][:2] == ["c1/1", "c1/3"]
+
+
+def test_a_template_that_refuses_every_prompt_is_one_sentence(data):
+    chat = refusing(data, "{{ messages[99].content.strip() }}")
+    encoder = ChatEncoder(AutoTokenizer.from_pretrained(data / "model"), chat)
+    with pytest.raises(UserError, match=r"has 0 prompts .*0 longer, 15 refused, first c0/2: the chat template refuses"):
+        read_prompts(data / "test.jsonl", encoder, 4, 500)

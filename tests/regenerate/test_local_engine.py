@@ -2,13 +2,15 @@ import copy
 
 import pytest
 import torch
+from stock import MODELS, make_tokenizer
 from tiny import make_conversations, make_target_file, make_tiny_target
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specforge.config.steps import Regenerate
+from specforge.data.chat import ChatEncoder
 from specforge.data.template import Chat
 from specforge.errors import UserError
-from specforge.regenerate.engine import Block
+from specforge.regenerate.engine import Block, Dialogue
 from specforge.regenerate.local import LocalEngine
 from specforge.target.file import TargetFile
 
@@ -164,6 +166,52 @@ def test_reasoning_is_kept_apart_from_the_answer(target, monkeypatch, end, said,
     else:
         assert row["conversations"][1] == {"role": "assistant", "finish_reason": "stop"} | expected
         assert row["tokens"] == 2 * len(ids)
+
+
+ANALYSIS = "<|channel|>analysis<|message|>One by one.<|end|><|start|>assistant"
+FINAL = "<|channel|>final<|message|>There are seven."
+SEVEN = {"role": "assistant", "content": "There are seven.", "finish_reason": "stop"}
+CALL = "<|channel|>commentary to=functions.count<|message|>{}"
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "expected"),
+    [
+        ("gpt-oss", ANALYSIS + FINAL, SEVEN | {"reasoning": "One by one."}),
+        ("gpt-oss", FINAL, SEVEN),
+        ("gpt-oss", ANALYSIS + CALL, "<|"),
+        ("gpt-oss", CALL, "<|channel|>"),
+        ("llama3.1", "<|python_tag|>count()", "<|python_tag|>"),
+        ("llama3.1", "There are<|start_header_id|> seven.", SEVEN),
+        ("mistral", '[TOOL_CALLS][{"name": "count"}]', "[TOOL_CALLS]"),
+        ("qwen3", "<think>\nOne by one.\n</think>\n\nThere are seven.", SEVEN | {"reasoning": "One by one."}),
+    ],
+)
+def test_special_tokens_within_an_answer_take_it_apart_or_are_refused(target, monkeypatch, name, said, expected):
+    tokenizer = make_tokenizer(MODELS[name])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|python_tag|>", "[TOOL_CALLS]"]})
+    engine = LocalEngine(target.load(torch.float32), tokenizer, settings())
+    ids = [*tokenizer.encode(said, add_special_tokens=False), tokenizer.eos_token_id]
+    monkeypatch.setattr(engine, "_generate", lambda prompts, room: [ids] * len(prompts))
+    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "x"}]
+    (row,) = engine.run([Block([{"id": "a", "conversations": turns}], ())])
+    if isinstance(expected, dict):
+        assert row["conversations"][1] == expected
+        (sequence,) = ChatEncoder(tokenizer).sequences(row["conversations"])
+        assert name == "llama3.1" or sequence.ids[-len(ids) :] == ids
+    else:
+        assert f"the target says {expected}" in row["error"]
+        assert "set regenerate.engine to sglang." in row["error"]
+
+
+def test_stray_turn_marks_are_left_out_as_the_tokenizer_leaves_them_out(target):
+    engine = LocalEngine.load(target, settings())
+    (record,) = make_conversations(1)
+    words = engine.tokenizer.encode("There are seven.")
+    strays = engine.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|endoftext|>"])
+    said = [strays[0], *words[:2], *strays, *words[2:]]
+    found = engine._completion(Dialogue(record), said, False)
+    assert found.text == engine.tokenizer.decode(said, skip_special_tokens=True) == "There are seven."
 
 
 def test_the_templates_own_words_reach_it(target):

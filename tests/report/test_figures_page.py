@@ -1,10 +1,11 @@
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
 from specforge.report.figures import MAX_POINTS, PALETTE, draw
-from specforge.report.page import Cache, Experiment, Manifest, Prep, Recipe, Regeneration, inline, render
+from specforge.report.page import Cache, Experiment, Manifest, Prep, Recipe, Regeneration, _funnel, inline, render
 from specforge.report.rank import Evaluation, Interval, Lossless, Mismatch, Prompt, RunName, Scores, rank
 
 HOSTILE = '"><img src=x onerror=alert(1)>'
@@ -147,6 +148,19 @@ def test_page_marks_supervised_tokens_and_survives_no_regeneration():
     assert "Hi<mark>yo</mark>" in html
     assert "Regeneration was off" in html
     assert "lrs: [1, 2]" in html
+
+
+def test_the_funnel_accounts_for_every_conversation():
+    made = experiment(PAIR)
+    made = replace(
+        made,
+        regeneration=replace(made.regeneration, conversations=80, regenerated=70, failed=4, excluded={"length": 6}),
+        cache=replace(made.cache, conversations=70, refused=3, nothing_learnt=5, sequences=63, empty=9),
+    )
+    steps = dict((name, (count, others)) for name, count, others in _funnel(made))
+    assert steps["regenerated"] == (70, "4 failed, 6 excluded; 2 ended early, 120 turns by the target")
+    lost = "3 the template refused, 5 had nothing to learn from"
+    assert steps["tokenized"] == (62, f"{lost}; 63 sequences, 1 of them cut, 9 more left out as empty")
 
 
 def test_tags_are_balanced():
