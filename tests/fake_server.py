@@ -11,7 +11,7 @@ from specforge.regenerate.http import HttpEngine
 
 
 class Fake(ThreadingHTTPServer):
-    """Answers with what `reply` returns for a request: (status, JSON), or None to hang up."""
+    """Answers with what `reply` returns for a request: (status, JSON or bytes[, headers]), or None to hang up."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -50,9 +50,11 @@ class Handler(BaseHTTPRequestHandler):
         if answer is None:
             self.close_connection = True
             return
-        status, content = answer
-        payload = json.dumps(content).encode()
+        status, content, *headers = answer
+        payload = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
+        for name, value in headers[0].items() if headers else ():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(payload)))
         self.end_headers()
         self.wfile.write(payload)
@@ -85,16 +87,15 @@ def serving(*replies):
             thread.join()
 
 
-def engine_for(servers, key=None, patience=60.0, template_kwargs=None, **changes):
+def engine_for(servers, key=None, patience=60.0, template_kwargs=None, opened=None, **changes):
     options = {
         "engine": "endpoint",
         "endpoints": [server.url for server in servers],
         "max_tokens": 9,
     } | changes
     settings = Regenerate(**options)
-    return HttpEngine(
-        settings.endpoints, "tiny", settings, template_kwargs, api_key=key, backoff=0.01, patience=patience
-    )
+    words = {"api_key": key, "backoff": 0.01, "patience": patience, "opened": opened}
+    return HttpEngine(settings.endpoints, "tiny", settings, template_kwargs, **words)
 
 
 def rows_of(servers, records, done=(), **changes):

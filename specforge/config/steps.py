@@ -96,7 +96,7 @@ class TinyTarget(Section):
 class Regenerate(Section):
     """regenerate_dataset: how the target writes each assistant turn anew."""
 
-    PLACEMENT = frozenset({"concurrency", "num_servers", "max_failed_share", "shards", "server_python"})
+    PLACEMENT = frozenset({"endpoints", "concurrency", "num_servers", "max_failed_share", "shards", "server_python"})
     engine: Literal["transformers", "sglang", "endpoint"] = "transformers"
     endpoints: tuple[str, ...] = ()
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.6
@@ -107,13 +107,18 @@ class Regenerate(Section):
     keep_truncated: Flag = True  # False: a conversation ends before a turn that max_tokens cut
     server_python: str | None = None  # the interpreter that has SGLang; None: this one
     reasoning_parser: str | None = None  # SGLang's name for how the target marks its reasoning, such as qwen3
-    batch_size: Annotated[Int, Field(ge=1)] = 64
+    batch_size: Annotated[Int, Field(ge=1)] = 64  # of engine transformers
     concurrency: Annotated[Int, Field(ge=1)] = 64  # requests under way on each server
     num_servers: Annotated[Int, Field(ge=1)] = 1
     tp_size: Annotated[Int, Field(ge=1)] = 1
     shards: Annotated[Int, Field(ge=1)] = 1  # jobs, each with servers of its own
     max_failed_share: Share = 0.3
     seed: Int = 0
+
+    def recipe(self) -> dict[str, Any]:
+        """Servers make batches of their own."""
+        unused = () if self.engine == "transformers" else ("batch_size",)
+        return {name: value for name, value in super().recipe().items() if name not in unused}
 
     @model_validator(mode="after")
     def fits(self):

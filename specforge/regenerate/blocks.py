@@ -105,6 +105,13 @@ class Work:
         else:
             self._path("failed", block).unlink(missing_ok=True)
 
+    def forget_failures(self, blocks: Iterable[int]) -> None:
+        """Also those of the journals, so that the next run asks for all of them again."""
+        for block in blocks:
+            with self.journal(block) as journal:
+                if any("error" in row for row in journal):
+                    write_jsonl(journal.path, (row for row in journal if "error" not in row))
+
     def _path(self, kind: str, block: int) -> Path:
         return self.folder / f"{kind}-{block:06d}.jsonl"
 

@@ -4,34 +4,39 @@ import asyncio
 import json
 import random
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from time import monotonic, time
 from typing import Any, Literal
 
 from specforge.config.steps import Regenerate
 from specforge.files import digest
 from specforge.regenerate.engine import Completion, Dialogue
-from specforge.regenerate.reasoning import split_reasoning
+from specforge.regenerate.reasoning import END, split_reasoning
 from specforge.regenerate.wire import Wire, wire_to
 
 ATTEMPTS = 6
+REFUSALS = (400, 413, 422)  # of what the conversation says or how long it is; others are of the key, the model's name
+GIVEN_UP = ("abort", "error")  # finish reasons of a server that did not let the target finish
 
 
 class FailedTurn(Exception):
-    """This conversation cannot go on; others can. `slow`: the server took it and never answered."""
+    """This conversation cannot go on; others can. `refused`: for what it says, so it would be again."""
 
-    def __init__(self, cause: str, slow: bool = False):
+    def __init__(self, cause: str, refused: bool = False):
         super().__init__(cause)
-        self.slow = slow
+        self.refused = refused
 
 
 class ServerTrouble(Exception):
     """This server does not go on with the conversation, for now or for good; it may itself do so, or another may.
 
-    It cannot be reached, has a fault (5xx), or is asked too much (429).
+    It cannot be reached (lost), has a fault (broken), is asked too much (busy) and names a `pause` in seconds, or took
+    the request and never answered (slow).
     """
 
-    def __init__(self, cause: str, kind: Literal["lost", "broken", "busy"]):
+    def __init__(self, cause: str, kind: Literal["lost", "broken", "busy", "slow"], pause: float = 0.0):
         super().__init__(cause)
-        self.kind = kind
+        self.kind, self.pause = kind, pause
 
 
 class Client:
@@ -45,7 +50,10 @@ class Client:
         api_key: str | None,
         backoff: float,
         patience: float,
+        opened: bool | None = None,
     ):
+        """`opened`: see split_reasoning; of every prompt of the job."""
+        self.opened = opened
         self.seed, self.backoff, self.patience = settings.seed, backoff, patience
         self._words = _words(model, settings, template_kwargs)
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -58,33 +66,48 @@ class Client:
     async def complete(self, server: str, dialogue: Dialogue, gone: Callable[[], bool]) -> Completion:
         """The turn by the server at that URL, asked again while its trouble may pass and it is not gone.
 
+        A server that is asked too much is no fault: it is asked again for as long as it has to answer.
         Raises FailedTurn, or ServerTrouble that lasts.
         """
         if server not in self._wires:
             self._wires[server] = wire_to(f"{server}/v1/chat/completions", self._headers, self.patience)
         wire, body = self._wires[server], self._body(dialogue)
-        for attempt in range(1, ATTEMPTS + 1):
+        faults = waits = 0
+        deadline = monotonic() + self.patience
+        while True:
             try:
                 return await self._ask(wire, body)
             except ServerTrouble as trouble:
-                if attempt == ATTEMPTS or (trouble.kind == "lost" and gone()):
+                if trouble.kind == "busy":
+                    waits += 1
+                    pause = max(self._backoff(min(waits, ATTEMPTS)), trouble.pause * random.uniform(1, 1.25))
+                    lasts = monotonic() + pause > deadline
+                else:
+                    faults += 1
+                    pause = self._backoff(faults)
+                    lasts = faults == ATTEMPTS or trouble.kind == "slow" or (trouble.kind == "lost" and gone())
+                if lasts:
                     raise
-            await asyncio.sleep(self.backoff * 2 ** (attempt - 1) * random.uniform(0.75, 1.25))
-        raise AssertionError("the last attempt returns or raises")
+            await asyncio.sleep(pause)
+
+    def _backoff(self, trial: int) -> float:
+        return self.backoff * 2 ** (trial - 1) * random.uniform(0.75, 1.25)
 
     async def _ask(self, wire: Wire, body: bytes) -> Completion:
         try:
-            status, reason, content = await wire.post(body)
+            reply = await wire.post(body)
         except TimeoutError:
-            raise FailedTurn(f"no answer within {self.patience:.0f} s", slow=True) from None
+            raise ServerTrouble(f"no answer within {self.patience:.0f} s", "slow") from None
         except OSError as error:
             raise ServerTrouble(str(error) or type(error).__name__, "lost") from None
-        if status < 300:
-            return _completion(content)
-        complaint = f"HTTP {status}: {_complaint(content) or reason}"
-        if status == 429 or status >= 500:
-            raise ServerTrouble(complaint, "busy" if status == 429 else "broken")
-        raise FailedTurn(complaint)
+        if reply.status < 300:
+            return _completion(reply.content, self.opened)
+        complaint = f"HTTP {reply.status}: {_complaint(reply.content) or reply.reason}"
+        if reply.status == 429:
+            raise ServerTrouble(complaint, "busy", _seconds(reply.retry_after))
+        if reply.status >= 500:
+            raise ServerTrouble(complaint, "broken")
+        raise FailedTurn(complaint, refused=reply.status in REFUSALS)
 
     def _body(self, dialogue: Dialogue) -> bytes:
         seed = int(digest(self.seed, dialogue.record["id"], len(dialogue.turns))[:8], 16) >> 1
@@ -106,20 +129,44 @@ def _words(model: str, settings: Regenerate, template_kwargs: dict[str, Any]) ->
     return words | {name: value for name, value in extra.items() if value}
 
 
-def _completion(content: bytes) -> Completion:
-    """Servers that take the reasoning out name it `reasoning_content` (SGLang) or `reasoning` (vLLM, Ollama)."""
+def _seconds(retry_after: str) -> float:
+    """From now, of a Retry-After in seconds or with a date; 0 for none."""
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time())
+    except ValueError:
+        return 0.0
+
+
+def _completion(content: bytes, opened: bool | None) -> Completion:
+    """Servers that take the reasoning out name it `reasoning_content` (SGLang) or `reasoning` (vLLM, Ollama).
+
+    Raises ServerTrouble for an answer that the server did not finish, FailedTurn for what is none.
+    """
+    told = repr(content[:200].decode(errors="replace"))
     try:
         reply = json.loads(content)
+    except ValueError:
+        raise ServerTrouble(f"the answer is no JSON: {told}", "broken") from None
+    try:
         choice, usage = reply["choices"][0], reply.get("usage") or {}
         message = choice["message"]
         text, reason = message.get("content") or "", choice.get("finish_reason") or "unknown"
         reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
+        tokens = usage.get("completion_tokens") or 0
         if not reasoning:
-            reasoning, text = split_reasoning(text)
-        return Completion(text, reason, usage.get("completion_tokens") or 0, reasoning)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        told = content[:200].decode(errors="replace")
-        raise FailedTurn(f"the answer is no chat completion: {told!r}") from None
+            reasoning, text = _split(text, reason, opened)
+    except (LookupError, TypeError, AttributeError):
+        raise FailedTurn(f"the answer is no chat completion: {told}") from None
+    if reason in GIVEN_UP:
+        raise ServerTrouble(f"the server did not finish the answer (finish reason {reason})", "broken")
+    return Completion(text, reason, tokens, reasoning)
+
+
+def _split(text: str, reason: str, opened: bool | None) -> tuple[str, str]:
+    """As split_reasoning, but a server may have taken an empty thought out: only a cut answer is all thought."""
+    return split_reasoning(text, opened if END in text or reason == "length" else False)
 
 
 def _complaint(content: bytes) -> str:

@@ -35,7 +35,8 @@ class Engine(Protocol):
 
         A row is the record with new assistant turns, `tokens`, their total, and `ended_early`, the reason, where it
         stops before the record does; or {"id", "excluded"}, where nothing is left by the settings' wish; or
-        {"id", "error"}. Blocks are asked for one by one, when there is room for their records.
+        {"id", "error"}, with `lasting` where asking again is of no use. Blocks are asked for one by one, when there is
+        room for their records.
         Raises UserError when nothing can go on.
         """
 
@@ -48,6 +49,7 @@ class Dialogue:
         self.turns: list[dict[str, Any]] = []
         self.tokens = 0
         self.error: str | None = None
+        self.lasting = False
         self.excluded: str | None = None
         self.ended_early: str | None = None
         self._listen()
@@ -95,10 +97,17 @@ class Dialogue:
     def fail(self, cause: str) -> None:
         self.error = f"turn {len(self.turns) + 1}: {cause}"
 
+    def refuse(self, cause: str) -> None:
+        """The next turn cannot be asked for: ends after the answer before; without one it fails for good."""
+        self._stop("refused")
+        if not self.ended_early:
+            self.fail(cause)
+            self.lasting = True
+
     def row(self) -> Record:
         identity = {"id": self.record["id"]}
         if self.error is not None:
-            return identity | {"error": self.error}
+            return identity | {"error": self.error} | ({"lasting": True} if self.lasting else {})
         if self.excluded is not None:
             return identity | {"excluded": self.excluded}
         early = {"ended_early": self.ended_early} if self.ended_early else {}

@@ -49,7 +49,7 @@ def fill(
     with engine as running, OpenBlocks(work, before.unfinished) as opened, closing(running.run(opened)) as rows:
         for row in rows:
             failed += "error" in row
-            opened.keep(row, transient="error" in row and not running.repeatable)
+            opened.keep(row, transient="error" in row and not (running.repeatable or "lasting" in row))
             tokens += row.get("tokens", 0)
             progress.advance(1, f"{tokens / max(time.monotonic() - started, 1e-9):.0f} tokens/s, {failed} failed")
             if failed > allowed:

@@ -14,10 +14,10 @@ ANSWER_SECONDS = 1800.0
 
 
 class HttpEngine:
-    """A conversation stays on the server that has its prefix cached, and moves only when that one dies.
+    """A conversation stays on the server that has its prefix cached, and moves only when that one dies or hangs.
 
     `servers` are ours, to be started again when they die, or base URLs, with or without /v1. `model` is the name
-    that they know the target by.
+    that they know the target by, `opened` whether its prompts open a thought (see split_reasoning).
     """
 
     repeatable = False
@@ -31,9 +31,10 @@ class HttpEngine:
         api_key: str | None = None,
         backoff: float = 0.5,
         patience: float = ANSWER_SECONDS,
+        opened: bool | None = None,
     ):
         self.servers, self.settings = servers, settings
-        self._client = lambda: Client(model, settings, template_kwargs or {}, api_key, backoff, patience)
+        self._client = lambda: Client(model, settings, template_kwargs or {}, api_key, backoff, patience, opened)
 
     def run(self, blocks: Iterable[Block]) -> Generator[Record, None, None]:
         """See Engine. Each conversation is yielded as it finishes; the servers rest while the caller does."""

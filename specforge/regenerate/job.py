@@ -16,6 +16,7 @@ from specforge.regenerate.blocks import Source, Work
 from specforge.regenerate.engine import Engine
 from specforge.regenerate.fill import failures, fill
 from specforge.regenerate.http import HttpEngine
+from specforge.regenerate.opening import opens_thought
 from specforge.regenerate.servers import running_servers, sglang_command
 from specforge.target.file import TargetFile
 
@@ -55,13 +56,22 @@ class Job:
     def work(self) -> Work:
         return Work(self.source, self.folder)
 
+    @property
+    def again(self) -> str:
+        """The command that asks for what is missing."""
+        rule = "regenerate_dataset" if self.recipe.shards == 1 else "regenerate_shard"
+        return f"snakemake --cores all --forcerun {rule}"
+
     def say(self, blocks: range, place: Path, label: str) -> int:
         """Has the target say what is missing of the blocks; returns how many failed. Servers write into `place`."""
         allowed = self.recipe.max_failed_share * self.source.size(blocks)
         return fill(self.work, blocks, self._engine(place / "servers"), allowed, label)
 
     def check(self, blocks: range, failed: int, place: Path, errors: Path | None = None) -> None:
-        """Raises UserError where more than `max_failed_share` of the blocks failed, after listing them in `place`."""
+        """Raises UserError where more than `max_failed_share` of the blocks failed, after listing them in `place`.
+
+        What servers refused is then asked again by the next run: so much points at the server or the settings.
+        """
         total, share = self.source.size(blocks), self.recipe.max_failed_share
         if failed <= share * total:
             return
@@ -70,6 +80,8 @@ class Job:
         if errors:
             publish(listed, errors)
         first = next(failures(self.work, blocks))
+        if self.recipe.engine != "transformers":
+            self.work.forget_failures(blocks)
         raise UserError(
             f"{failed} of {total} conversations failed, more than regenerate.max_failed_share ({share:g}), "
             f"so regeneration stopped; the first is {first['id']!r} ({first['error']}), all are in {listed}."
@@ -91,7 +103,9 @@ class Job:
                     "chat_template: the servers of endpoints render by their own; start them with %s", self.chat.name
                 )
             key = os.environ.get("OPENAI_API_KEY", "").strip() or None
-            yield HttpEngine(recipe.endpoints, target.model, recipe, self.chat.kwargs, api_key=key)
+            yield HttpEngine(
+                recipe.endpoints, target.model, recipe, self.chat.kwargs, api_key=key, opened=self._opens_thought()
+            )
         else:
             command = sglang_command(
                 target.model,
@@ -102,4 +116,8 @@ class Job:
                 recipe.server_python,
             )
             with running_servers(command, count=recipe.num_servers, gpus_each=recipe.tp_size, logs=logs) as servers:
-                yield HttpEngine(servers, target.model, recipe, self.chat.kwargs)
+                yield HttpEngine(servers, target.model, recipe, self.chat.kwargs, opened=self._opens_thought())
+
+    def _opens_thought(self) -> bool | None:
+        """See split_reasoning; where the server takes the reasoning out there is nothing left to split."""
+        return False if self.recipe.reasoning_parser else opens_thought(self.target, self.chat, self.folder)

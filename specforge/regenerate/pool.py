@@ -5,6 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from specforge.config.steps import Regenerate
 from specforge.errors import UserError
@@ -41,15 +42,24 @@ class Host:
         return self.gone or self.url != url or (self.local is not None and self.local.dead)
 
 
+class Talk(NamedTuple):
+    """A conversation without a server, how often it moved, and the server that it left."""
+
+    dialogue: Dialogue
+    moves: int = 0
+    left: Host | None = None
+
+
 class Pool:
     """Keeps every server busy with `concurrency` conversations, each of which stays where its prefix is cached.
 
-    A conversation moves only when its server dies or has nothing but faults for it. Used inside one event loop.
+    A conversation moves only when its server dies, hangs or has nothing but faults for it, and not back while there is
+    another. Used inside one event loop.
     """
 
     def __init__(self, hosts: list[Host], client: Client, settings: Regenerate, waiting: Iterator[Record]):
         self.hosts, self.client, self.settings, self._waiting = hosts, client, settings, waiting
-        self._moved: deque[tuple[Dialogue, int]] = deque()
+        self._moved: deque[Talk] = deque()
         self._stays: set[asyncio.Task] = set()
         self._returns: set[asyncio.Task] = set()
         self._rows: list[Record] = []
@@ -70,9 +80,8 @@ class Pool:
             if self._defect:
                 raise self._defect
             if not self._stays:
-                if (next_one := self._next()) is None:
+                if not self._any_left():
                     return []
-                self._moved.appendleft(next_one)
                 if not any(host.returning or not host.gone for host in self.hosts):
                     raise _none_left(self.hosts)
             self._wake.clear()
@@ -85,21 +94,36 @@ class Pool:
         await self.client.close()
 
     def _seat(self) -> None:
-        while (host := self._free()) and (talk := self._next()):
+        while seat := self._free():
+            host, talk = seat
             host.load += 1
-            task = asyncio.create_task(self._stay(host, *talk))
+            task = asyncio.create_task(self._stay(host, talk))
             self._stays.add(task)
             task.add_done_callback(self._leave)
 
-    def _free(self) -> Host | None:
-        room = (host for host in self.hosts if not host.gone and host.load < self.settings.concurrency)
-        return min(room, key=lambda host: host.load, default=None)
+    def _free(self) -> tuple[Host, Talk] | None:
+        """The host with the most room, and who goes there."""
+        room = [host for host in self.hosts if not host.gone and host.load < self.settings.concurrency]
+        for host in sorted(room, key=lambda host: host.load):
+            if talk := self._next(host):
+                return host, talk
+        return None
 
-    def _next(self) -> tuple[Dialogue, int] | None:
-        if self._moved:
-            return self._moved.popleft()
+    def _next(self, host: Host) -> Talk | None:
+        for place, talk in enumerate(self._moved):
+            if talk.left is not host or not self._others(host):
+                del self._moved[place]
+                return talk
+        return self._new()
+
+    def _new(self) -> Talk | None:
         record = next(self._waiting, None)
-        return None if record is None else (Dialogue(record, self.settings.keep_truncated), 0)
+        return None if record is None else Talk(Dialogue(record, self.settings.keep_truncated))
+
+    def _any_left(self) -> bool:
+        if not self._moved and (talk := self._new()):
+            self._moved.append(talk)
+        return bool(self._moved)
 
     def _leave(self, task: asyncio.Task) -> None:
         self._stays.discard(task)
@@ -107,25 +131,23 @@ class Pool:
             self._defect = task.exception()
         self._wake.set()
 
-    async def _stay(self, host: Host, dialogue: Dialogue, moves: int) -> None:
+    async def _stay(self, host: Host, talk: Talk) -> None:
         """Turn after turn on one server, to the end of the conversation or of the server."""
-        url = host.url
+        url, dialogue = host.url, talk.dialogue
         try:
             while dialogue.due:
                 completion = await self.client.complete(url, dialogue, lambda: host.left(url))
                 host.strikes = host.restarts = 0
                 dialogue.answer(completion)
         except FailedTurn as failure:
-            if failure.slow:
-                self._strike(host, url, str(failure))
-            dialogue.fail(str(failure))
+            (dialogue.refuse if failure.refused else dialogue.fail)(str(failure))
         except ServerTrouble as trouble:
             if trouble.kind == "lost":
                 self._lose(host, url, str(trouble))
-            elif trouble.kind == "broken":
+            elif trouble.kind != "busy":
                 self._strike(host, url, str(trouble))
-            if moves < MOVES and (trouble.kind == "lost" or self._others(host)):
-                self._moved.append((dialogue, moves + 1))
+            if talk.moves < MOVES and (trouble.kind == "lost" or host.returning or self._others(host)):
+                self._moved.append(Talk(dialogue, talk.moves + 1, host))
                 return
             dialogue.fail(str(trouble))
         finally:

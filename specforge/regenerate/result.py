@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from specforge.errors import UserError
 from specforge.files import atomic_path, publish, sha256_file, write_json, write_jsonl
 from specforge.regenerate.blocks import Work
 from specforge.regenerate.engine import Record
@@ -32,15 +33,20 @@ class Tally:
             self.ended_early[row["ended_early"]] += 1
 
 
-def write_result(work: Work, settings: dict[str, Any], output: Path, errors: Path, summary: Path) -> dict[str, Any]:
-    """Streams the rows of all blocks to their files; the summary comes last. Returns it."""
+def write_result(
+    work: Work, settings: dict[str, Any], output: Path, errors: Path, summary: Path, again: str
+) -> dict[str, Any]:
+    """Streams the rows of all blocks to their files; the summary comes last. Returns it.
+
+    Raises UserError, which names the command `again`, where a conversation has no row.
+    """
     tally = Tally()
     # Snakemake deletes the outputs of a rule that fails, and those are wanted just then.
     kept = work.folder / "errors.jsonl"
     with atomic_path(kept) as partial, partial.open("w", encoding="utf-8") as file:
 
         def good() -> Iterator[Record]:
-            for row in (row for block in range(len(work.source)) for row in work.rows(block)):
+            for row in _all_rows(work, again):
                 if "error" in row:
                     tally.failed += 1
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -52,6 +58,19 @@ def write_result(work: Work, settings: dict[str, Any], output: Path, errors: Pat
         written = _write(good(), tally, output)
     publish(kept, errors)
     return _summarise(tally, written, written, settings, output, summary)
+
+
+def _all_rows(work: Work, again: str) -> Iterator[Record]:
+    there = 0
+    for block in range(len(work.source)):
+        for row in work.rows(block):
+            there += 1
+            yield row
+    if there != work.source.total:
+        raise UserError(
+            f"{work.source.total - there} of {work.source.total} conversations have neither a regenerated row nor a "
+            f"failure in {work.folder}; ask for them with {again}."
+        )
 
 
 def write_copy(records: Iterable[Record], output: Path, errors: Path, summary: Path) -> dict[str, Any]:

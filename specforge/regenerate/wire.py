@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-from httptools import HttpParserError, HttpResponseParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from specforge.regenerate.servers import HERE
 
@@ -25,6 +25,7 @@ class Reply(NamedTuple):
     status: int
     reason: str
     content: bytes
+    retry_after: str = ""
 
 
 class Wire(Protocol):
@@ -59,15 +60,20 @@ class Parser:
         self.status, self.reason, self.reusable, self.whole = 0, "", True, False
         self.ends_with_connection = True  # unless a header says where it ends
         self._content = bytearray()
-        self._head_bytes = 0
+        self._head_bytes, self._retry_after = 0, ""
+        self._reply: Reply | None = None
         self._parser = HttpResponseParser(self)
 
     def feed(self, data: bytes) -> bool:
         """Whether the reply is whole. Raises ValueError for what is no HTTP."""
         try:
             self._parser.feed_data(data)
+        except HttpParserUpgrade:
+            raise ValueError("it changes to another protocol") from None
         except HttpParserError as error:
-            raise ValueError(str(error)) from None
+            if not self.whole:
+                raise ValueError(str(error)) from None
+            self.reusable = False
         if not self.status:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD:
@@ -75,12 +81,15 @@ class Parser:
         return self.whole
 
     def reply(self) -> Reply:
-        return Reply(self.status, self.reason, bytes(self._content))
+        return self._reply or Reply(self.status, self.reason, bytes(self._content), self._retry_after)
 
     # ---- what httptools calls ------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self.reason = ""
+        """Another message after the whole one is nobody's: what else comes through the connection is not trusted."""
+        if self.whole:
+            self.reusable = False
+        self.reason, self.ends_with_connection = "", True
 
     def on_status(self, reason: bytes) -> None:
         self.reason += reason.decode("latin-1")
@@ -88,6 +97,8 @@ class Parser:
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() in (b"content-length", b"transfer-encoding"):
             self.ends_with_connection = False
+        elif name.lower() == b"retry-after":
+            self._retry_after = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         if (status := self._parser.get_status_code()) >= 200:  # below, it will answer
@@ -97,7 +108,8 @@ class Parser:
         self._content += body
 
     def on_message_complete(self) -> None:
-        if self.status:
+        if self.status and not self.whole:
+            self._reply = self.reply()
             self.whole, self.reusable = True, self._parser.should_keep_alive()
 
 
@@ -209,7 +221,8 @@ class Far:
     async def post(self, body: bytes) -> Reply:
         try:
             async with self._session.post(self._url, data=body, proxy=self._proxy, allow_redirects=False) as response:
-                return Reply(response.status, response.reason or "", await response.read())
+                wait = response.headers.get("Retry-After", "")
+                return Reply(response.status, response.reason or "", await response.read(), wait)
         except aiohttp.ConnectionTimeoutError:
             raise ConnectionError(f"no connection within {CONNECT_SECONDS:.0f} s") from None
         except aiohttp.ClientError as error:

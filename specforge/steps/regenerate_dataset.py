@@ -1,5 +1,6 @@
 """regenerate_dataset: every assistant turn said anew by the target, resumable, each conversation once."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from specforge.regenerate.blocks import Source
 from specforge.regenerate.fill import state
 from specforge.regenerate.job import Job
 from specforge.regenerate.result import write_copy, write_result
+
+log = logging.getLogger("specforge")
 
 
 def regenerate_dataset(
@@ -32,8 +35,8 @@ def regenerate_dataset(
     `target` is a target.json; `settings` and `placement` are the two halves of Regenerate, and a run continues
     after the second was changed. With several shards regenerate_shard has said all, and this only joins it. With
     `settings` False the conversations are copied as they are. Raises UserError when more than `max_failed_share` of
-    them failed, or a shard is not finished. The next run tries those again that failed on a server; the local
-    engine would only fail again, so its failures stand in the journal.
+    them failed, or a shard is not finished. The next run tries those again that failed on a server; what
+    the local engine fails at or a server refuses would only fail again, and stands in the journal.
     """
     files = Path(output), Path(errors), Path(summary)
     if not settings:
@@ -47,7 +50,16 @@ def regenerate_dataset(
         else:
             failed = _joined(job, blocks)
         job.check(blocks, failed, job.folder, Path(errors))
-        return write_result(job.work, settings, *files)
+        told = write_result(job.work, settings, *files, job.again)
+        if told["failed"] and (passing := state(job.work, blocks).passing):
+            log.warning(
+                "%d of %d conversations failed for now and are left out; ask for them again with: %s "
+                "(and the --config or --configfile of this run)",
+                passing,
+                job.source.total,
+                job.again,
+            )
+        return told
 
 
 def _joined(job: Job, blocks: range) -> int:
@@ -57,6 +69,6 @@ def _joined(job: Job, blocks: range) -> int:
     if missing:
         raise UserError(
             f"{missing} of {job.source.total} conversations are not regenerated yet; "
-            "run the rule regenerate_shard for each shard first."
+            f"run the rule regenerate_shard for each shard first: {job.again}"
         )
     return said.failed + said.passing

@@ -30,15 +30,18 @@ def said(*completions: Completion, keep_truncated: bool = True) -> dict:
     [
         ("plain <b>text</b>\n", False, ("", "plain <b>text</b>\n")),
         ("<think>\nwhy\n</think>\n\nbecause", False, ("why", "because")),
-        ("why</think>because", False, ("why", "because")),
+        ("Write `</think>` to end it.\n", False, ("", "Write `</think>` to end it.\n")),
+        ("why</think>because", None, ("why", "because")),
+        ("why, and", None, ("", "why, and")),
         ("why</think>because", True, ("why", "because")),
         ("<think>\n\n</think>\n\nbecause", False, ("", "because")),
         ("<think>why, and", False, ("why, and", "")),
         ("why, and", True, ("why, and", "")),
-        ("a </think> b </think> c", False, ("a", "b </think> c")),
+        ("a </think> b </think> c", None, ("a", "b </think> c")),
+        ("<think>a</think> b </think> c", False, ("a", "b </think> c")),
     ],
 )
-def test_reasoning_is_taken_out_of_text(text: str, opened: bool, expected: tuple[str, str]):
+def test_reasoning_is_taken_out_of_text(text: str, opened: bool | None, expected: tuple[str, str]):
     assert split_reasoning(text, opened) == expected
 
 
@@ -76,3 +79,15 @@ def test_a_turn_cut_while_it_thought_is_the_last():
 
 def test_thoughts_without_an_answer_are_an_empty_answer():
     assert said(Completion(" ", "stop", 9, "hm"))["error"] == "turn 2: empty completion (finish reason stop)"
+
+
+def test_what_is_refused_after_an_answer_ends_there_and_before_one_fails_for_good():
+    dialogue = Dialogue(RECORD)
+    dialogue.answer(Completion("yes", "stop", 5))
+    dialogue.refuse("too long")
+    row = dialogue.row()
+    assert [turn["content"] for turn in row["conversations"]] == ["one?", "yes"]
+    assert (row["ended_early"], dialogue.due) == ("refused", False)
+    dialogue = Dialogue(RECORD)
+    dialogue.refuse("too long")
+    assert dialogue.row() == {"id": "a", "error": "turn 2: too long", "lasting": True}

@@ -40,7 +40,17 @@ def test_seeds_are_of_the_turn_and_repeat():
     assert set(first.values()).isdisjoint(seeds(seed=1).values())
 
 
-@pytest.mark.parametrize("fault", [(500, {"error": "boom"}), (429, {"error": {"message": "slow down"}}), None])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        (500, {"error": "boom"}),
+        (429, {"error": {"message": "slow down"}}),
+        None,
+        (200, b'{"choices": [{"mess'),
+        says("half an ans", "abort"),
+        says("", "error"),
+    ],
+)
 def test_passing_faults_are_tried_again(fault):
     asked = Counter()
 
@@ -62,9 +72,40 @@ def test_a_refusal_fails_only_its_conversation_and_is_not_repeated():
 
     with serving(reply) as servers:
         rows = rows_of(servers, make_conversations(4))
-    assert rows["c2"] == {"id": "c2", "error": "turn 2: HTTP 400: too many tokens"}
+    assert rows["c2"] == {"id": "c2", "error": "turn 2: HTTP 400: too many tokens", "lasting": True}
     assert sum("error" in row for row in rows.values()) == 1
     assert sum("(2)" in body["messages"][-1]["content"] for _, _, body in servers[0].seen) == 1
+
+
+def test_a_refusal_after_an_answer_ends_the_conversation_there():
+    def reply(body):
+        return (400, {"error": "too many tokens"}) if len(body["messages"]) >= 3 else echo(body)
+
+    with serving(reply) as servers:
+        row = rows_of(servers, make_conversations(3))["c2"]  # three answers long
+    assert [turn["role"] for turn in row["conversations"]] == ["user", "assistant"]
+    assert (row["ended_early"], len(servers[0].seen)) == ("refused", 5)
+
+
+def test_a_wrong_key_is_no_refusal_of_the_conversation():
+    with serving(lambda body: (401, {"error": "no such key"})) as servers:
+        assert rows_of(servers, make_conversations(2))["c1"] == {"id": "c1", "error": "turn 2: HTTP 401: no such key"}
+
+
+def test_a_reply_without_a_marker_is_a_thought_where_the_prompt_opened_one_and_it_was_cut():
+    def row(opened, reason):
+        with serving(lambda body: says("Okay, the user wants", reason)) as servers:
+            return rows_of(servers, make_conversations(2), opened=opened)["c1"]  # two answers long
+
+    cut = row(True, "length")
+    assert cut["ended_early"] == "unanswered"
+    assert cut["conversations"][1:] == [
+        {"role": "assistant", "content": "", "reasoning": "Okay, the user wants", "finish_reason": "length"}
+    ]
+    for opened, reason in ((True, "stop"), (False, "length"), (None, "length")):
+        answers = row(opened, reason)["conversations"][1::2]
+        assert [turn["content"] for turn in answers] == ["Okay, the user wants"] * 2
+        assert not any("reasoning" in turn for turn in answers)
 
 
 def test_a_lasting_fault_is_given_up():

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import Counter, defaultdict
+from email.utils import formatdate
 
 import pytest
 from fake_server import echo, engine_for, rows_of, serving
@@ -73,11 +74,36 @@ def test_a_rate_limit_is_no_reason_to_leave_a_server():
 
     def reply(body):
         asked[body["seed"]] += 1
-        return (429, {"error": "slow down"}) if asked[body["seed"]] < 6 else echo(body)
+        return (429, {"error": "slow down"}) if asked[body["seed"]] < 9 else echo(body)
 
     with serving(reply) as servers:
         rows = rows_of(servers, make_conversations(8), concurrency=8)
     assert not any("error" in row for row in rows.values())
+
+
+@pytest.mark.parametrize("date", [False, True])
+def test_a_server_that_names_a_pause_gets_it(date):
+    times = []
+
+    def reply(body):
+        times.append(time.monotonic())
+        wait = formatdate(time.time() + 2, usegmt=True) if date else "1"
+        return (429, {"error": "slow down"}, {"Retry-After": wait}) if len(times) == 1 else echo(body)
+
+    with serving(reply) as servers:
+        rows = rows_of(servers, make_conversations(1))
+    assert "error" not in rows["c0"]
+    assert times[1] - times[0] > 0.9
+
+
+@pytest.mark.parametrize("headers", [{}, {"Retry-After": "60"}, {"Retry-After": "soon"}])
+def test_a_rate_limit_that_lasts_fails_when_patience_runs_out(headers):
+    began = time.monotonic()
+    with serving(lambda body: (429, {"error": "slow down"}, headers)) as servers:
+        rows = rows_of(servers, make_conversations(1), patience=2.0)
+    assert rows["c0"]["error"] == "turn 3: HTTP 429: slow down"
+    assert time.monotonic() - began < 3
+    assert len(servers[0].seen) > 6 or headers.get("Retry-After") == "60"
 
 
 def after(seconds):
@@ -95,13 +121,20 @@ def test_a_slow_server_gets_less():
     assert len(tortoise.seen) < len(hare.seen)
 
 
-def test_a_server_that_takes_requests_and_never_answers_is_left():
-    with serving(after(3.0), echo) as servers:
-        rows = list(engine_for(servers, patience=1.0, concurrency=4).run([Block(make_conversations(40), ())]))
-    failed = [row for row in rows if "error" in row]
+def test_conversations_of_a_server_that_never_answers_move_on(caplog):
+    with serving(after(3.0), echo) as (hanging, good):
+        rows = rows_of((hanging, good), make_conversations(40), patience=1.0, concurrency=4)
     assert len(rows) == 40
-    assert STRIKES <= len(failed) < 12
-    assert all("no answer within 1 s" in row["error"] for row in failed)
+    assert not any("error" in row for row in rows.values())
+    assert STRIKES <= len(hanging.seen) <= 4, "nobody goes back to it"
+    assert "does not answer any more (no answer within 1 s); its conversations move on" in caplog.text
+
+
+def test_where_no_other_server_is_a_conversation_without_an_answer_fails():
+    with serving(after(1.0)) as servers:
+        rows = rows_of(servers, make_conversations(2), patience=0.2)
+    assert rows["c1"] == {"id": "c1", "error": "turn 2: no answer within 0 s"}
+    assert len(servers[0].seen) == 2
 
 
 def test_no_server_has_more_than_its_requests_also_when_another_dies():

@@ -63,6 +63,24 @@ def test_what_is_no_http_is_refused(raw: bytes):
         Parser().feed(raw)
 
 
+def test_what_follows_a_whole_reply_is_no_part_of_it_and_ends_the_connection():
+    for rest in (REPLIES["length"].replace(b"200", b"404"), b"HTTP/1.1 500 No\r\n\r\nhello", b"garbage\r\n\r\n"):
+        parser = Parser()
+        assert parser.feed(REPLIES["length"] + rest)
+        assert (parser.reply(), parser.reusable) == (Reply(200, "OK", CONTENT), False)
+
+
+def test_a_change_of_protocol_is_refused():
+    with pytest.raises(ValueError, match="another protocol"):
+        Parser().feed(b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n")
+
+
+def test_a_server_may_name_a_pause():
+    parser = Parser()
+    parser.feed(b"HTTP/1.1 429 Slow\r\nretry-after: 7\r\nContent-Length: 0\r\n\r\n")
+    assert parser.reply() == Reply(429, "Slow", b"", "7")
+
+
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -124,6 +142,14 @@ def test_a_reply_may_end_with_the_connection():
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + CONTENT)
 
     assert posting(serve, count=2) == [Reply(200, "OK", CONTENT)] * 2
+
+
+def test_a_header_of_an_early_hint_says_nothing_of_the_reply():
+    async def serve(reader, writer):
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 103 Early Hints\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n" + CONTENT)
+
+    assert posting(serve) == [Reply(200, "OK", CONTENT)]
 
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\n", REPLIES["length"][:-1], REPLIES["chunks"][:-1]])

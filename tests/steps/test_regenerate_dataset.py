@@ -13,6 +13,8 @@ from tiny import make_conversations, make_target_file, make_tiny_target
 from specforge.config.steps import Regenerate
 from specforge.errors import UserError
 from specforge.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from specforge.regenerate import job
+from specforge.regenerate.http import HttpEngine
 from specforge.steps.regenerate_dataset import regenerate_dataset
 
 COUNT = 40
@@ -145,8 +147,9 @@ def test_a_repeated_id_or_no_conversation_is_refused(tmp_path, target):
 
 
 class Picky(BaseHTTPRequestHandler):
-    """Refuses conversations while `bad` names their number; remembers who asked."""
+    """Answers `status` to conversations while `bad` names their number; remembers who asked."""
 
+    status, reason = 403, "stop"
     bad: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
 
@@ -154,8 +157,8 @@ class Picky(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         number = body["messages"][-1]["content"].rpartition("(")[2].rstrip(")")
         type(self).asked += (number,)
-        status = 400 if number in self.bad else 200
-        choice = {"message": {"content": f"answer {number}"}, "finish_reason": "stop"}
+        status = self.status if number in self.bad else 200
+        choice = {"message": {"content": f"answer {number}"}, "finish_reason": self.reason}
         self.send_response(status)
         self.end_headers()
         self.wfile.write(json.dumps({"choices": [choice]} if status == 200 else {"error": "refused"}).encode())
@@ -165,37 +168,83 @@ class Picky(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def endpoint():
+def endpoint(monkeypatch):
+    monkeypatch.setattr(job, "opens_thought", lambda *words: False)  # tests/regenerate/test_opening.py asks it
     server = HTTPServer(("127.0.0.1", 0), Picky)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
-    Picky.asked = Picky.bad = ()
+    Picky.asked, Picky.bad, Picky.status, Picky.reason = (), (), 403, "stop"
     yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()
     server.server_close()
     thread.join()
 
 
-def test_failed_conversations_are_listed_and_tried_again(tmp_path, source, target, endpoint):
+def test_failed_conversations_are_listed_and_tried_again(tmp_path, source, target, endpoint, caplog):
     call = arguments(tmp_path, source, target, engine="endpoint", endpoints=[endpoint], max_failed_share=0.1)
     Picky.bad = ("7", "31")
     told = regenerate_dataset(**call)
     assert (told["regenerated"], told["failed"]) == (38, 2)
     assert list(read_jsonl(Path(call["errors"]))) == [
-        {"id": "c7", "error": "turn 2: HTTP 400: refused"},
-        {"id": "c31", "error": "turn 2: HTTP 400: refused"},
+        {"id": "c7", "error": "turn 2: HTTP 403: refused"},
+        {"id": "c31", "error": "turn 2: HTTP 403: refused"},
     ]
+    assert "2 of 40 conversations failed for now" in caplog.text
+    assert "snakemake --cores all --forcerun regenerate_dataset" in caplog.text
+    caplog.clear()
     Picky.bad = Picky.asked = ()
     assert regenerate_dataset(**call)["failed"] == 0
     assert set(Picky.asked) == {"7", "31"}
     assert [row["id"] for row in read_jsonl(Path(call["output"]))] == [f"c{n}" for n in range(COUNT)]
+    assert "failed for now" not in caplog.text
 
 
-def test_too_many_failures_stop_the_step_in_one_sentence(tmp_path, source, target, endpoint):
+def test_what_is_refused_at_once_is_not_asked_again(tmp_path, source, target, endpoint, caplog):
+    call = arguments(tmp_path, source, target, engine="endpoint", endpoints=[endpoint], max_failed_share=0.1)
+    Picky.bad, Picky.status = ("7",), 400
+    told = regenerate_dataset(**call)
+    assert list(read_jsonl(Path(call["errors"]))) == [
+        {"id": "c7", "error": "turn 2: HTTP 400: refused", "lasting": True}
+    ]
+    Picky.asked = ()
+    assert regenerate_dataset(**call) == told
+    assert Picky.asked == ()
+    assert "failed for now" not in caplog.text
+
+
+def test_a_reply_cut_while_it_thinks_is_reasoning_where_the_template_opens_the_thought(
+    tmp_path, source, target, endpoint, monkeypatch
+):
+    monkeypatch.setattr(job, "opens_thought", lambda *words: True)
+    Picky.reason = "length"
+    told = regenerate_dataset(**arguments(tmp_path, source, target, engine="endpoint", endpoints=[endpoint]))
+    assert (told["turns"], told["reasoning_turns"], told["finish_reasons"]) == (COUNT, COUNT, {"length": COUNT})
+
+
+def test_a_changed_port_continues(tmp_path, source, target, endpoint):
+    call = arguments(tmp_path, source, target, engine="endpoint", endpoints=[endpoint])
+    told = regenerate_dataset(**call)
+    moved = arguments(tmp_path, source, target, engine="endpoint", endpoints=["http://127.0.0.1:9"], batch_size=5)
+    assert regenerate_dataset(**moved) == told
+
+
+def test_a_conversation_without_a_row_is_never_left_out_in_silence(tmp_path, source, target, endpoint, monkeypatch):
+    whole = HttpEngine.run
+    monkeypatch.setattr(HttpEngine, "run", lambda self, blocks: (r for r in whole(self, blocks) if r["id"] != "c9"))
+    call = arguments(tmp_path, source, target, engine="endpoint", endpoints=[endpoint])
+    with pytest.raises(
+        UserError, match=r"1 of 40 conversations have neither.*snakemake .*--forcerun regenerate_dataset"
+    ):
+        regenerate_dataset(**call)
+    assert not Path(call["output"]).exists()
+
+
+@pytest.mark.parametrize("status", [403, 400])
+def test_too_many_failures_stop_the_step_in_one_sentence(tmp_path, source, target, endpoint, status):
     call = arguments(tmp_path, source, target, engine="endpoint", endpoints=[endpoint], max_failed_share=0.05)
     call["placement"]["concurrency"] = 1
-    Picky.bad = tuple(map(str, range(5, 30)))
-    with pytest.raises(UserError, match=r"3 of 40 conversations failed.*first is 'c5' .*HTTP 400: refused"):
+    Picky.bad, Picky.status = tuple(map(str, range(5, 30))), status
+    with pytest.raises(UserError, match=rf"3 of 40 conversations failed.*first is 'c5' .*HTTP {status}: refused"):
         regenerate_dataset(**call)
     assert not Path(call["output"]).exists()
     assert [row["id"] for row in read_jsonl(Path(call["errors"]))] == ["c5", "c6", "c7"]

@@ -181,7 +181,7 @@ def test_a_failed_shard_leaves_the_others_alone_and_is_not_joined(tmp_path, monk
         assert regenerate_dataset(**call, **joined(tmp_path))["regenerated"] == 32
 
 
-def test_failures_of_shards_are_in_the_joined_error_file_and_do_not_count_as_missing(tmp_path, monkeypatch):
+def test_failures_of_shards_are_in_the_joined_file_and_a_forced_shard_asks_them_again(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(blocks, "BLOCK", 8)
     monkeypatch.setattr("specforge.regenerate.client.ATTEMPTS", 1)
     with echo() as endpoint:
@@ -191,9 +191,16 @@ def test_failures_of_shards_are_in_the_joined_error_file_and_do_not_count_as_mis
             regenerate_shard(**call, shard=shard, receipt=str(tmp_path / "r.json"))["failed"] for shard in range(2)
         ]
         told = regenerate_dataset(**call, **joined(tmp_path))
-    assert failed == [1, 1]
-    assert (told["regenerated"], told["failed"]) == (30, 2)
-    assert [row["id"] for row in read_jsonl(tmp_path / "errors.jsonl")] == ["c3", "c20"]
+        assert failed == [1, 1]
+        assert (told["regenerated"], told["failed"]) == (30, 2)
+        assert [row["id"] for row in read_jsonl(tmp_path / "errors.jsonl")] == ["c3", "c20"]
+        assert "snakemake --cores all --forcerun regenerate_shard" in caplog.text
+        Echo.bad = frozenset()
+        Echo.asked.clear()
+        for shard in range(2):
+            regenerate_shard(**call, shard=shard, receipt=str(tmp_path / "r.json"))
+        assert Echo.asked.keys() == {"3", "20"}
+        assert regenerate_dataset(**call, **joined(tmp_path))["regenerated"] == 32
 
 
 def test_more_shards_than_blocks_are_empty_pieces(tmp_path):
