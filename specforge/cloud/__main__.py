@@ -23,7 +23,7 @@ def main(words: list[str] | None = None) -> int:
     calls = commands.add_parser("calls", help="calls started from this workspace that are not known to be over")
     cancel = commands.add_parser("cancel", help="end the calls of an experiment")
     for command in (calls, cancel):
-        command.add_argument("experiment", nargs="?", help="its output_prefix; may be left out where only one has calls")
+        command.add_argument("experiment", nargs="?", help="its output_prefix, if more than one has calls")
     fetch = commands.add_parser("fetch", help="bring files here that stayed on their volume")
     fetch.add_argument("paths", nargs="+")
     fetch.add_argument("--environment", help="modal.environment, when it is not the profile's")

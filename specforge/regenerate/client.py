@@ -111,10 +111,24 @@ class Client:
 
     def _body(self, dialogue: Dialogue) -> bytes:
         seed = int(digest(self.seed, dialogue.record["id"], len(dialogue.turns))[:8], 16) >> 1
-        body = self._words | {"messages": dialogue.messages(), "seed": seed}
+        messages = [_with_argument_text(message) for message in dialogue.messages()]
+        body = self._words | {"messages": messages, "seed": seed}
         if dialogue.tools:
             body["tools"] = dialogue.tools
         return json.dumps(body).encode()
+
+
+def _with_argument_text(message: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's form has a call's arguments as JSON text, which servers make an object again before they render."""
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = call.get("function")
+        if isinstance(function, dict) and isinstance(function.get("arguments"), dict):
+            call = call | {"function": function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+        calls.append(call)
+    return message | {"tool_calls": calls}
 
 
 def _words(model: str, settings: Regenerate, template_kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import pytest
 from fake_server import echo, engine_for, rows_of, says, serving
 from tiny import make_conversations
 
+from specforge.regenerate.client import _with_argument_text
 from specforge.regenerate.engine import Block
 
 
@@ -184,3 +185,15 @@ def test_words_that_only_some_servers_know_are_sent_when_they_are_set():
     assert not {"top_k", "chat_template_kwargs"} & sent().keys()
     body = sent({"enable_thinking": False}, top_k=20)
     assert (body["top_k"], body["chat_template_kwargs"]) == (20, {"enable_thinking": False})
+
+
+def test_arguments_of_recorded_calls_are_sent_as_text():
+    call = {"id": "1", "type": "function", "function": {"name": "count", "arguments": {"what": "apples"}}}
+    turns = [
+        {"role": "user", "content": "How many?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+    sent = _with_argument_text(turns[1])["tool_calls"][0]["function"]
+    assert json.loads(sent["arguments"]) == {"what": "apples"}
+    assert turns[1]["tool_calls"][0]["function"]["arguments"] == {"what": "apples"}
+    assert _with_argument_text(turns[0]) == turns[0]
