@@ -122,13 +122,14 @@ def _with_argument_text(message: dict[str, Any]) -> dict[str, Any]:
     """OpenAI's form has a call's arguments as JSON text, which servers make an object again before they render."""
     if not message.get("tool_calls"):
         return message
-    calls = []
-    for call in message["tool_calls"]:
-        function = call.get("function")
-        if isinstance(function, dict) and isinstance(function.get("arguments"), dict):
-            call = call | {"function": function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
-        calls.append(call)
-    return message | {"tool_calls": calls}
+    return message | {"tool_calls": [_with_text(call) for call in message["tool_calls"]]}
+
+
+def _with_text(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not (isinstance(function, dict) and isinstance(function.get("arguments"), dict)):
+        return call
+    return call | {"function": function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
 
 
 def _words(model: str, settings: Regenerate, template_kwargs: dict[str, Any]) -> dict[str, Any]:
