@@ -10,6 +10,13 @@ from workspace import make_workspace, succeed
 MIDDLE = "6e-3"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two test processes one makes the finished runs that many tests start from; else a file is one's alone."""
+    for item in items:
+        shared = {"finished", "remote"} & set(item.fixturenames)
+        item.add_marker(pytest.mark.xdist_group("finished" if shared else str(item.path)))
+
+
 def multiply_runs(workspace: Path) -> None:
     """Stands in for the trainings at the other rates, whose jobs do the same again: copies under their names."""
     for middle in [*workspace.glob(f"checkpoints/*/*/lr{MIDDLE}"), *workspace.glob(f"results/*/*/lr{MIDDLE}")]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,8 @@ def test_the_ledger_is_read_while_others_write_and_drop(tmp_path: Path, monkeypa
     stop = fork.Event()
     other = fork.Process(target=churn, args=(stop,))
     other.start()
+    while not ledger.FOLDER.is_dir():
+        time.sleep(0.01)
     try:
         for _ in range(2000):
             assert len(ledger.entries()) <= 1
