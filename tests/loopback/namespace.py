@@ -27,11 +27,12 @@ class Bind:
 @functools.cache
 def unshare_flags() -> list[str] | None:
     """How this machine lets this user make namespaces; None when it does not."""
-    if not all(map(shutil.which, ("unshare", "setpriv", "chroot", "mount"))):
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"  # which not every user's has
+    if not all(shutil.which(tool, path=path) for tool in ("unshare", "setpriv", "chroot", "mount")):
         return None
     for flags in (["-mpf"], ["-rmpf"]):
         probe = ["unshare", *flags, "--kill-child", "bash", "-c", "mount -t proc proc /proc && mount -t tmpfs x /tmp"]
-        if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+        if subprocess.run(probe, env=os.environ | {"PATH": path}, capture_output=True, check=False).returncode == 0:
             return flags
     return None
 

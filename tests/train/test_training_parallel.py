@@ -19,9 +19,9 @@ from specforge.steps.run_training import run_training
 
 RUN = """
 import json, sys
-from specforge.cloud.run import run_here
+from specforge.cloud.run import told
 from specforge.steps.run_training import run_training
-run_here(run_training, log_file=sys.argv[2], **json.loads(sys.argv[1]))
+told(sys.argv[2], run_training, **json.loads(sys.argv[1]))
 """
 
 
@@ -160,7 +160,8 @@ def workers(folder: Path) -> list[int]:
 def test_stopped_in_the_middle_they_end_bit_equal(data, paired, tmp_path, kind):
     folder = tmp_path / "stopped"
     child = started(data, folder)
-    until(lambda: len(states(folder)) >= 1)
+    until(lambda: len(states(folder)) >= 1 or child.poll() is not None)
+    assert child.poll() is None, "it ended before it could be stopped"
     child.send_signal(getattr(signal, kind))
     status = child.wait(60)
     assert status == (143 if kind == "SIGTERM" else -signal.SIGKILL)
