@@ -102,10 +102,12 @@ def test_only_what_is_stale_is_called_again(again: Site):
 
 
 def test_results_that_were_lost_here_come_from_the_volume_without_a_call(again: Site):
-    before, spawned = made(again.workspace), again.server.spawned
-    for folder in ("checkpoints/tiny-chats", "results", ".specforge"):
-        shutil.rmtree(again.workspace / folder)
-    words = again.succeed("--cores", 12, "all", config=("ablations=baseline", "lr_sweep=False"))
+    before = made(again.workspace)
+    for _ in range(2):  # another test may have trained under this run's name since; then the first time makes it anew
+        spawned = again.server.spawned
+        for folder in ("checkpoints/tiny-chats", "results", ".specforge"):
+            shutil.rmtree(again.workspace / folder)
+        words = again.succeed("--cores", 12, "all", config=("ablations=baseline", "lr_sweep=False"))
     assert "the volume holds the results of this very work" in words
     after = made(again.workspace)
     assert [path for path in before if "mixed" not in path and before[path] != after.get(path)] == []
