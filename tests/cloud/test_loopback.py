@@ -64,8 +64,8 @@ def flaky(way):
     attempt = int(marker.read_text()) + 1 if marker.exists() else 1
     marker.write_text(str(attempt))
     data.commit()
-    print("attempt", attempt, flush=True)
     pathlib.Path(f"/data/uncommitted-{attempt}").write_text("")
+    print("attempt", attempt, flush=True)
     if attempt == 1 and way == "wait":
         time.sleep(60)
     if attempt == 1:
@@ -182,12 +182,18 @@ def test_a_forgotten_commit_shows(server: Loopback, client: Client) -> None:
     assert next(c.state for c in server.calls if c.id == call) == CallState.SUCCEEDED
 
 
+def words(server: Loopback, call: str) -> str:
+    """What the containers at work on a call have said so far."""
+    batches = [batch for app in list(server._backend.apps.values()) for batch in list(app.logs)]
+    return "".join(item.data for batch in batches for item in batch.items if item.function_call_id == call)
+
+
 @pytest.mark.parametrize("end", ["kill", "preempt", "raise"])
 def test_a_lost_container_is_replaced(server: Loopback, client: Client, end: str) -> None:
     (server.volume("data") / "attempts").unlink(missing_ok=True)
     (server.volume("data") / "uncommitted-1").unlink(missing_ok=True)
     call = start(client, f"fn('flaky').spawn(way={'raise' if end == 'raise' else 'wait'!r})")
-    wait_for(lambda: end == "raise" or (server.volume("data") / "attempts").exists())
+    wait_for(lambda: end == "raise" or "attempt 1" in words(server, call))
     if end == "kill":
         server.kill_container("flaky")
     elif end == "preempt":
