@@ -47,7 +47,7 @@ def one(ablation: str, rollout: str, seed: int) -> None:
     )  # fmt: skip
     evaluate(
         target=TARGET, draft=str(folder / "draft/model.safetensors"), prompts="datasets/synthetic_test.jsonl",
-        settings=Evaluate().recipe(), chat_template=None, ablation=ablation, lr=LR, code=code_version("evaluate"),
+        settings=Evaluate().recipe(), ablation=ablation, lr=LR, code=code_version("evaluate"),
         output=str(folder / "eval.json"), work=str(folder / ".eval"), threads=1,
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from workspace import make_workspace, succeed
 
-MIDDLE = "6e-3"
+MIDDLE = "1e-2"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def multiply_runs(workspace: Path) -> None:
     """Stands in for the trainings at the other rates, whose jobs do the same again: copies under their names."""
     for middle in [*workspace.glob(f"checkpoints/*/*/lr{MIDDLE}"), *workspace.glob(f"results/*/*/lr{MIDDLE}")]:
-        for rate in ("3e-3", "1e-2"):
+        for rate in ("3e-3", "2e-2"):
             folder = shutil.copytree(middle, middle.with_name(f"lr{rate}"), ignore=shutil.ignore_patterns(".work"))
             for file in folder.glob("*.json"):
                 content = json.loads(file.read_text())

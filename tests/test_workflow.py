@@ -62,14 +62,14 @@ def test_snakemakes_own_report_holds_the_figures(finished: Path, tmp_path: Path)
     [
         ({"ablation_catalogue": {"mixed": {"lambda_rkl": 0.6}}}, {"run_training": 3, "evaluate": 3, "report": 1}),
         (
-            {"ablation_catalogue": {"baseline": {"lrs": ["2e-3", "3e-3", "6e-3", "1e-2"]}}},
+            {"ablation_catalogue": {"baseline": {"lrs": ["2e-3", "3e-3", "1e-2", "2e-2"]}}},
             {"run_training": 1, "evaluate": 1, "report": 1},
         ),
         (
             {"ablation_catalogue": {"mine": {"lambda_ce": 0.9, "lambda_rkl": 0.1, "lrs": [1e-3, 2e-3]}}},
             {"run_training": 2, "evaluate": 2, "report": 1},
         ),
-        ({"ablation_catalogue": {"baseline": {"lrs": [0.01, "6.0e-3", 0.003]}}}, {}),
+        ({"ablation_catalogue": {"baseline": {"lrs": [0.02, "1.0e-2", 0.003]}}}, {}),
         ({"ablations": "baseline,mixed"}, {"report": 1}),
         ({"evaluate": {"num_prompts": 4}}, {"evaluate": 12, "report": 1}),
         ({"train": {"batch_size": 8}}, GRID),
@@ -181,9 +181,9 @@ def test_shards_are_jobs_that_one_job_joins(fresh: Path):
 @pytest.mark.parametrize(
     ("options", "runs"),
     [
-        (["ablations=baseline,full-opd", "lr_sweep=false"], ["baseline/lr6e-3", "full-opd/lr6e-3"]),
+        (["ablations=baseline,full-opd", "lr_sweep=false"], ["baseline/lr1e-2", "full-opd/lr1e-2"]),
         (["ablation_lrs=baseline:5.0e-5,full-opd:0.00005"], ["baseline/lr5e-5", "full-opd/lr5e-5"]),
-        (["ablations=mixed", "split_eval=false"], ["mixed/lr1e-2", "mixed/lr3e-3", "mixed/lr6e-3"]),
+        (["ablations=mixed", "split_eval=false"], ["mixed/lr1e-2", "mixed/lr2e-2", "mixed/lr3e-3"]),
     ],
 )
 def test_the_sweep_is_chosen_on_the_command_line(fresh: Path, options: list[str], runs: list[str]):

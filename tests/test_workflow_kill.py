@@ -27,7 +27,7 @@ train: {max_steps: 24, batch_size: 4, save_every: 2}
 """
 WORK = {
     "regenerate": "datasets/tiny-chats/.work/*/journal-*.jsonl",
-    "train": "checkpoints/tiny-chats/baseline/lr6e-3/.work/*/step-*.safetensors",
+    "train": "checkpoints/tiny-chats/baseline/lr1e-2/.work/*/step-*.safetensors",
 }
 PATIENCE = 150.0  # seconds until a step must be in its middle
 
@@ -85,7 +85,7 @@ def test_a_killed_run_continues_when_the_same_command_is_typed_again(tmp_path: P
 
     assert start(workspace).wait(400) == 0, (workspace / "output.txt").read_text()
     assert (workspace / "results/tiny-chats/report.html").is_file()
-    log = (workspace / "logs/run_training/tiny-chats/baseline/lr6e-3.log").read_text()
-    assert "baseline lr6e-3: continuing after step" in log
-    steps = [row["step"] for row in read_jsonl(workspace / "checkpoints/tiny-chats/baseline/lr6e-3/metrics.jsonl")]
+    log = (workspace / "logs/run_training/tiny-chats/baseline/lr1e-2.log").read_text()
+    assert "baseline lr1e-2: continuing after step" in log
+    steps = [row["step"] for row in read_jsonl(workspace / "checkpoints/tiny-chats/baseline/lr1e-2/metrics.jsonl")]
     assert steps == list(range(1, 25))

@@ -11,7 +11,7 @@ from specforge.files import sha256_file
 
 pytestmark = [pytest.mark.pipeline, needs_namespaces]
 
-DRAFT = "checkpoints/tiny-chats/mixed/lr6e-3/draft/model.safetensors"
+DRAFT = "checkpoints/tiny-chats/mixed/lr1e-2/draft/model.safetensors"
 CACHE = ("--cores", 2, "datasets/tiny-chats/chats_cache.json")
 
 

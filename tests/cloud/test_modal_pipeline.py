@@ -40,7 +40,7 @@ def made(workspace: Path) -> dict[str, object]:
         for path in (workspace / folder).rglob("*")
         if path.is_file() and ".work" not in path.parts
     ]
-    chosen = [p for p in paths if "tiny-chats" not in p.parts[1] or p.parts[0] == "datasets" or "lr6e-3" in p.parts]
+    chosen = [p for p in paths if "tiny-chats" not in p.parts[1] or p.parts[0] == "datasets" or "lr1e-2" in p.parts]
     own = [p for p in chosen if not {"rkl-only", "full-opd"} & set(p.parts)]
     return {str(path): content(workspace / path) for path in own}
 
@@ -84,9 +84,9 @@ def test_wandb_needs_its_secret(again: Site):
 
 
 def test_the_words_of_a_call_are_in_its_rules_log(remote: Site):
-    log = remote.log("run_training/tiny-chats/baseline/lr6e-3")
+    log = remote.log("run_training/tiny-chats/baseline/lr1e-2")
     assert "started as call fc-" in log
-    assert "baseline lr6e-3: 2/2 steps" in log
+    assert "baseline lr1e-2: 2/2 steps" in log
 
 
 def test_nothing_is_stale_afterwards_and_choosing_a_backend_makes_nothing_stale(remote: Site):
