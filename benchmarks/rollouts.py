@@ -30,8 +30,8 @@ ROLLOUTS = ("teacher_forced", "on_policy")
 
 def one(ablation: str, rollout: str, seed: int) -> None:
     """Trains and evaluates one draft, in this process."""
+    from specforge.config.steps import Evaluate, Train
     from specforge.data.template import Chat
-from specforge.config.steps import Evaluate, Train
     from specforge.fingerprint import code_version
     from specforge.steps.evaluate import evaluate
     from specforge.steps.run_training import run_training
@@ -48,7 +48,8 @@ from specforge.config.steps import Evaluate, Train
     )  # fmt: skip
     evaluate(
         target=TARGET, draft=str(folder / "draft/model.safetensors"), prompts="datasets/synthetic_test.jsonl",
-        settings=Evaluate().recipe(), chat=Chat().recipe(), template=None, ablation=ablation, lr=LR, code=code_version("evaluate"),
+        settings=Evaluate().recipe(), chat=Chat().recipe(), template=None, ablation=ablation, lr=LR,
+        code=code_version("evaluate"),
         output=str(folder / "eval.json"), work=str(folder / ".eval"), threads=1,
     )  # fmt: skip
 
