@@ -64,7 +64,7 @@ class Prepare(Section):
     max_turns: Annotated[Int, Field(ge=1)] = 64
     max_chars: Annotated[Int, Field(ge=1)] = 1_000_000  # of a conversation, some 250,000 tokens
     near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.7  # see data/near.py
-    max_leaked_share: Share = 0.1  # of the training side: what says a held-out prompt and is left out
+    max_leaked_share: Share = 0.2  # of the training side: what says a held-out prompt and is left out
     image_folder: str | None = None  # where the images' paths begin; None keeps the paths and looks for no image
 
 
@@ -107,12 +107,13 @@ class Regenerate(Section):
     keep_truncated: Flag = True  # False: a conversation ends before a turn that max_tokens cut
     server_python: str | None = None  # the interpreter that has SGLang; None: this one
     reasoning_parser: str | None = None  # SGLang's name for how the target marks its reasoning, such as qwen3
+    tool_call_parser: str | None = None  # SGLang's name for how the target writes calls of tools, such as qwen25
     batch_size: Annotated[Int, Field(ge=1)] = 64  # of engine transformers
     concurrency: Annotated[Int, Field(ge=1)] = 64  # requests under way on each server
     num_servers: Annotated[Int, Field(ge=1)] = 1
     tp_size: Annotated[Int, Field(ge=1)] = 1
     shards: Annotated[Int, Field(ge=1)] = 1  # jobs, each with servers of its own
-    max_failed_share: Share = 0.3
+    max_failed_share: Share = 0.1
     seed: Int = 0
 
     def recipe(self) -> dict[str, Any]:
@@ -132,8 +133,9 @@ class Regenerate(Section):
         for url in self.endpoints:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"endpoints: {url!r} is not a URL; write it like http://127.0.0.1:30000")
-        if self.reasoning_parser is not None and self.engine != "sglang":
-            raise ValueError("reasoning_parser is for the servers of engine 'sglang'; leave it out, or set that engine")
+        for name in ("reasoning_parser", "tool_call_parser"):
+            if getattr(self, name) is not None and self.engine != "sglang":
+                raise ValueError(f"{name} is for the servers of engine 'sglang'; leave it out, or set that engine")
         return self
 
 
@@ -147,6 +149,7 @@ class Preprocess(Section):
     max_empty_share: Share = 0.5
     max_truncated_share: Share = 0.9
     max_refused_share: Share = 0.05
+    max_prompt_mismatch_share: Share = 0.05  # of answers: the engine said another length of the prompt
 
 
 class Train(Section):

@@ -1,13 +1,16 @@
 """What the target itself generates for a recorded answer: the words that its template puts around it, its end token."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from operator import eq
 from typing import Any, NamedTuple
 
 from specforge.data.template import Refused
 
 Render = Callable[[list[dict], list | None, bool], str]
 THOUGHT, ANSWER = "specforge0thought", "specforge0answer"  # stand-ins that no template changes
+REASONING_KEYS = ("reasoning_content", "thinking")  # of a message, as templates read them; the second is gpt-oss's
 THINK, THOUGHT_OVER = "<think>", "</think>"
 ENDED = (None, "stop", "tool_calls")  # finish reasons of an answer that came to its end
 
@@ -45,7 +48,7 @@ def read_frame(render: Render, messages: list[dict], tools: list | None, tail: s
     """
     turn = {"role": "assistant", "content": ANSWER}
     if reasoned:
-        turn |= {"reasoning_content": THOUGHT, "thinking": THOUGHT}
+        turn |= dict.fromkeys(REASONING_KEYS, THOUGHT)
     prompt, whole = render(messages, tools, True), render([*messages, turn], tools, False)
     before, found, after = whole.rpartition(ANSWER)
     if not found:  # a template that ignores what it is told; the tokenizer's own end token must do
@@ -98,6 +101,28 @@ def completion(turn: dict[str, Any], plain: Frame, thinking: Frame, learn_reason
         lead = ""
     learnt_from = len(lead) if _is_reasoning(lead, thinking) and not learn_reasoning else 0
     return Words(lead + content, learnt_from, not cut)
+
+
+def learnt_of_call(text: str, turn: dict[str, Any], plain: Frame, thinking: Frame, learn_reasoning: bool) -> int:
+    """From which character on a turn of tool calls is learnt; `text` is the template's of it.
+
+    Behind a thought comes a call, not the words that the frame has before an answer: only what the two share is passed.
+    """
+    if learn_reasoning:
+        return 0
+    thought = (turn.get("reasoning") or "").strip()
+    if thought and thought in text:
+        over = text.index(thought) + len(thought)
+        return over + common_start(text[over:], thinking.middle)
+    held = _held_reasoning(text, thinking)
+    if held is not None and held < len(text):
+        return held
+    return len(plain.middle) if _is_reasoning(plain.middle, thinking) and text.startswith(plain.middle) else 0
+
+
+def common_start(one: Sequence, other: Sequence) -> int:
+    """How many items or characters two sequences have in common from their beginning on."""
+    return sum(takewhile(bool, map(eq, one, other)))
 
 
 def take_apart(text: str, plain: Frame, thinking: Frame) -> tuple[str, str]:

@@ -11,11 +11,17 @@ at (`safe_cuts`), only what is new is encoded; that gives the ids of the whole, 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import takewhile
-from operator import eq
 from typing import Any, NamedTuple
 
-from specforge.data.answers import Frame, came_to_end, completion, read_frame
+from specforge.data.answers import (
+    REASONING_KEYS,
+    Frame,
+    came_to_end,
+    common_start,
+    completion,
+    learnt_of_call,
+    read_frame,
+)
 from specforge.data.encoding import TextEncoder, safe_cuts
 from specforge.data.template import Chat, Refused, history, template_source
 from specforge.errors import UserError
@@ -48,7 +54,8 @@ class Answer(NamedTuple):
 
     `prompt` is the whole text before it; `joined` what of that follows the answer before, from its end token on, or
     None where it has to be encoded whole. `tail` is the prompt's end from its last cut on, "" without one. `end` is
-    the end token's id, None when the answer did not come to its end.
+    the end token's id, None when the answer did not come to its end. `given` is the length of the prompt in tokens as
+    the engine that was asked said, None where it did not.
     """
 
     prompt: str
@@ -57,6 +64,7 @@ class Answer(NamedTuple):
     text: str
     learnt_from: int
     end: int | None
+    given: int | None = None
 
 
 class ChatEncoder:
@@ -73,7 +81,7 @@ class ChatEncoder:
         self.encode = TextEncoder(tokenizer)
         self._source = template_source(tokenizer)
         self.cuts = safe_cuts(tokenizer, self._source, self.end_ids)
-        self.skipped_calls = 0
+        self.counts: Counter[str] = Counter()
         self._frames: dict[tuple, Frame] = {}
         self._ends: dict[str, int] = {}
         self._calls: set[int] = set()
@@ -106,6 +114,11 @@ class ChatEncoder:
         ids = iter(self.encode(texts))
         return [plan if isinstance(plan, str) else list(self._assemble(plan, ids)) for plan in plans]
 
+    def take_counts(self) -> Counter[str]:
+        """What was noticed since the last call: `skipped_calls`, `prompts_checked` and, of those, `prompts_differ`."""
+        taken, self.counts = self.counts, Counter()
+        return taken
+
     def answers(self, turns: list[dict], tools: list | None) -> list[Answer]:
         """What there is to encode of a conversation. A turn of tool calls is learnt where its template keeps it."""
         found: list[Answer] = []
@@ -118,12 +131,13 @@ class ChatEncoder:
             tail = self._tail(prompt)
             said = self._said(turn, messages[: index + 1], tools, prompt, tail)
             if said is None:
-                self.skipped_calls += 1
+                self.counts["skipped_calls"] += 1
                 continue
             text, learnt_from, end, ended = said
             follows = before is not None and prompt.startswith(before[0] + before[1])
             joined = prompt[len(before[0]) :] if follows else None
-            found.append(Answer(prompt, joined, tail, text, learnt_from, end if ended else None))
+            given = turn.get("prompt_tokens")
+            found.append(Answer(prompt, joined, tail, text, learnt_from, end if ended else None, given))
             spelled = self.tokenizer.convert_ids_to_tokens(end)
             before = (prompt + text, spelled) if tail and spelled in self.cuts else None
         return found
@@ -133,9 +147,9 @@ class ChatEncoder:
     ) -> tuple[str, int, int, bool] | None:
         """Text of the completion, where learning starts in it, its end token, whether it ended."""
         plain = self._frame(messages[:-1], tools, tail, False)
-        if turn.get("tool_calls"):
-            return self._call(turn, messages, tools, prompt, {*self.end_ids, self._end(plain)})
         thinking = self._frame(messages[:-1], tools, tail, True)
+        if turn.get("tool_calls"):
+            return self._call(turn, messages, tools, prompt, plain, thinking)
         words = completion(turn, plain, thinking, self.train_on_reasoning)
         return words.text, words.learnt_from, self._end(plain), words.ended
 
@@ -145,11 +159,13 @@ class ChatEncoder:
         return set(self._ends.values()) | self._calls
 
     def _call(
-        self, turn: dict, messages: list[dict], tools: list | None, prompt: str, ends: set[int]
+        self, turn: dict, messages: list[dict], tools: list | None, prompt: str, plain: Frame, thinking: Frame
     ) -> tuple[str, int, int, bool] | None:
         """A turn of tool calls in the template's words; None where these do not continue the prompt or lack a call."""
+        if reasoning := (turn.get("reasoning") or "").strip("\n"):
+            messages = [*messages[:-1], messages[-1] | dict.fromkeys(REASONING_KEYS, reasoning)]
         whole = self.render(messages, tools, False)
-        spelled = {token: self.tokenizer.convert_ids_to_tokens(token) for token in ends}
+        spelled = {token: self.tokenizer.convert_ids_to_tokens(token) for token in (*self.end_ids, self._end(plain))}
         places = {whole.rfind(text, len(prompt)): token for token, text in spelled.items()}
         place = max(places)
         if place < 0 or not whole.startswith(prompt):
@@ -158,7 +174,8 @@ class ChatEncoder:
         if not _names_calls(text, messages[-1]):
             return None
         self._calls.add(places[place])
-        return text, 0, places[place], came_to_end(turn)
+        learnt_from = learnt_of_call(text, turn, plain, thinking, self.train_on_reasoning)
+        return text, learnt_from, places[place], came_to_end(turn)
 
     def _frame(self, messages: list[dict], tools: list | None, tail: str, reasoned: bool) -> Frame:
         """Read once for each kind of turn that an answer follows."""
@@ -202,6 +219,9 @@ class ChatEncoder:
                     yield sequence
                     sequence = Sequence()
             sequence.extend(prompt, False)
+            if answer.given is not None:
+                self.counts["prompts_checked"] += 1
+                self.counts["prompts_differ"] += answer.given != len(sequence.ids)
             kept, ended = self._say(sequence, answer, said), answer.end is not None
         if sequence.ids:
             yield sequence
@@ -214,7 +234,7 @@ class ChatEncoder:
         if answer.learnt_from:
             lead = self.encode.one((answer.tail if kept else "") + answer.text[: answer.learnt_from])
             lead = lead[len(tail) :] if kept else lead
-            alike = sum(takewhile(bool, map(eq, lead, said)))
+            alike = common_start(lead, said)
             sequence.extend(said[:alike], False)
             said = said[alike:]
         sequence.extend(said if answer.end is None else [*said, answer.end], True)

@@ -38,7 +38,7 @@ class Tokenizing:
     max_length: int
 
     def __call__(self, records: list[Record]) -> Result:
-        tally, rows, skipped = Tally(conversations=len(records)), [], self.encoder.skipped_calls
+        tally, rows = Tally(conversations=len(records)), []
         for record, found in zip(records, self.encoder.encode_all(records), strict=True):
             if isinstance(found, str):
                 tally.refuse(record["id"], found)
@@ -49,7 +49,7 @@ class Tokenizing:
             rows += learnt
         tally.count(rows)
         tally.ends |= self.encoder.ends_used
-        tally.skipped_calls = self.encoder.skipped_calls - skipped
+        tally.note(self.encoder.take_counts())
         return to_batch(rows), tally
 
 

@@ -14,7 +14,7 @@ LONGEST = 10
 PREVIEW_TOKENS = 160
 SUMS = (
     "conversations", "refused", "nothing_learnt", "sequences", "tokens", "truncated", "within", "cut_tokens", "empty",
-    "skipped_calls",
+    "skipped_calls", "prompts_checked", "prompts_differ",
 )  # fmt: skip
 
 
@@ -32,12 +32,19 @@ class Tally:
     cut_tokens: int = 0
     empty: int = 0
     skipped_calls: int = 0  # turns of tool calls whose words are not what follows their prompt
+    prompts_checked: int = 0  # answers whose prompt's length the engine said
+    prompts_differ: int = 0  # of those, where the prompt encoded here has another
     supervised: Counter[int] = field(default_factory=Counter)
     longest: list[tuple[int, str]] = field(default_factory=list)  # as kept
     wholes: list[tuple[int, str]] = field(default_factory=list)  # before any cut
     ends: set[int] = field(default_factory=set)
     preview: list[tuple[int, bool]] = field(default_factory=list)
     refusal: str | None = None  # the first, with its conversation
+
+    def note(self, counts: Counter[str]) -> None:
+        """Takes in what the encoder noticed, by the names of fields."""
+        for name, count in counts.items():
+            setattr(self, name, getattr(self, name) + count)
 
     def refuse(self, name: str, cause: str) -> None:
         self.refused += 1
@@ -89,30 +96,41 @@ def _longest(found: list[tuple[int, str]]) -> list[tuple[int, str]]:
 def check(tally: Tally, coverage: float, options: Preprocess) -> None:
     """The gate before training. Raises UserError, saying why, when the data are not fit to learn from."""
     share = tally.supervised.total() / max(1, tally.tokens)
-    made = max(1, tally.sequences + tally.empty)
-    if tally.refused > options.max_refused_share * tally.conversations:
-        raise UserError(
-            f"The chat template refused {tally.refused} of {tally.conversations} conversations, more than "
-            f"preprocess.max_refused_share {options.max_refused_share:.2%}, first {tally.refusal}; choose another "
-            "chat_template, mend the data or raise the limit."
-        )
+    conversations, made = tally.conversations, max(1, tally.sequences + tally.empty)
+    _at_most(
+        "max_refused_share", tally.refused, conversations, options, "conversations are refused by the chat template",
+        f"first {tally.refusal}; choose another chat_template, mend the data or raise the limit",
+    )  # fmt: skip
+    _at_most(
+        "max_prompt_mismatch_share", tally.prompts_differ, tally.prompts_checked, options,
+        "prompts have another number of tokens here than the engine that answered said; its template, the template's "
+        "variables or its way to write tools differ", "give both the same chat_template or raise the limit",
+    )  # fmt: skip
     if share < options.min_supervised_share:
         raise UserError(
             f"Only {share:.2%} of {tally.tokens} tokens are supervised, less than preprocess.min_supervised_share "
             f"{options.min_supervised_share:.2%}; look at the chat template and max_length, or lower the limit."
         )
-    if tally.empty > options.max_empty_share * made:
-        raise UserError(
-            f"{tally.empty} of {made} sequences have nothing to learn within max_length, more than "
-            f"preprocess.max_empty_share {options.max_empty_share:.2%}; raise max_length or the limit."
-        )
-    if tally.truncated > options.max_truncated_share * made:
-        raise UserError(
-            f"{tally.truncated} of {made} sequences are longer than max_length, more than "
-            f"preprocess.max_truncated_share {options.max_truncated_share:.2%}; raise max_length or the limit."
-        )
+    _at_most(
+        "max_empty_share", tally.empty, made, options, "sequences have nothing to learn within max_length",
+        "raise max_length or the limit",
+    )  # fmt: skip
+    _at_most(
+        "max_empty_share", tally.nothing_learnt, conversations, options, "conversations have nothing to learn",
+        "look at the chat template and max_length or raise the limit",
+    )  # fmt: skip
+    _at_most(
+        "max_truncated_share", tally.truncated, made, options, "sequences are longer than max_length",
+        "raise max_length or the limit",
+    )  # fmt: skip
     if coverage < options.min_coverage:
         raise UserError(
             f"The draft vocabulary covers {coverage:.2%} of the supervised tokens, less than "
             f"preprocess.min_coverage {options.min_coverage:.2%}; raise preprocess.draft_vocab_size or lower the limit."
         )
+
+
+def _at_most(name: str, count: int, total: int, options: Preprocess, what: str, way_out: str) -> None:
+    limit = getattr(options, name)
+    if count > limit * total:
+        raise UserError(f"{count} of {total} {what}, more than preprocess.{name} {limit:.2%}; {way_out}.")

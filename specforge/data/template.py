@@ -14,6 +14,7 @@ from specforge.files import write_text
 
 SHIPPED = Path(__file__).parent / "templates"
 OWN = "tokenizer"
+OURS = ("finish_reason", "reasoning", "prompt_tokens")  # keys of a turn that no template reads
 
 
 class Refused(Exception):
@@ -87,7 +88,7 @@ def history(turns: list[dict]) -> list[dict]:
 
     Arguments of tool calls are objects there, as servers make them of a client's text.
     """
-    sent = [{key: value for key, value in turn.items() if key not in ("finish_reason", "reasoning")} for turn in turns]
+    sent = [{key: value for key, value in turn.items() if key not in OURS} for turn in turns]
     for message, turn in zip(sent, turns, strict=True):
         if turn.get("reasoning") is not None:
             message["reasoning_content"] = turn["reasoning"]

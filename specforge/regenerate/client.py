@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from specforge.config.steps import Regenerate
 from specforge.files import digest
-from specforge.regenerate.engine import Completion, Dialogue
+from specforge.regenerate.calls import calls_in
+from specforge.regenerate.engine import UNKNOWN, Completion, Dialogue
 from specforge.regenerate.reasoning import END, split_reasoning
 from specforge.regenerate.wire import Wire, wire_to
 
@@ -167,16 +168,16 @@ def _completion(content: bytes, opened: bool | None) -> Completion:
     try:
         choice, usage = reply["choices"][0], reply.get("usage") or {}
         message = choice["message"]
-        text, reason = message.get("content") or "", choice.get("finish_reason") or "unknown"
+        text, reason = message.get("content") or "", choice.get("finish_reason") or UNKNOWN
         reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
-        tokens = usage.get("completion_tokens") or 0
+        tokens, given, calls = usage.get("completion_tokens") or 0, usage.get("prompt_tokens"), tuple(calls_in(message))
         if not reasoning:
             reasoning, text = _split(text, reason, opened)
     except (LookupError, TypeError, AttributeError):
         raise FailedTurn(f"the answer is no chat completion: {told}") from None
     if reason in GIVEN_UP:
         raise ServerTrouble(f"the server did not finish the answer (finish reason {reason})", "broken")
-    return Completion(text, reason, tokens, reasoning)
+    return Completion(text, reason, tokens, reasoning, calls, given)
 
 
 def _split(text: str, reason: str, opened: bool | None) -> tuple[str, str]:

@@ -1,20 +1,28 @@
 """What every engine shares: a conversation that is being said anew, and the seam that engines fit."""
 
 from collections.abc import Container, Generator, Iterable
+from itertools import takewhile
 from typing import Any, NamedTuple, Protocol
 
 from specforge.data.template import history
+from specforge.regenerate.calls import Call, Unfit, broken, matched
 
 Record = dict[str, Any]
+UNKNOWN = "unknown"  # the finish reason where a server gives none
 
 
 class Completion(NamedTuple):
-    """What the target said in one turn. `tokens` counts all that it generated, reasoning and end token included."""
+    """What the target said in one turn. `tokens` counts all that it generated, reasoning and end token included.
+
+    `prompt_tokens` counts what it was given, None where the engine does not say.
+    """
 
     text: str
     finish_reason: str
     tokens: int
     reasoning: str = ""
+    calls: tuple[Call, ...] = ()
+    prompt_tokens: int | None = None
 
 
 class Block(NamedTuple):
@@ -52,7 +60,7 @@ class Dialogue:
         self.lasting = False
         self.excluded: str | None = None
         self.ended_early: str | None = None
-        self._listen()
+        self.turns += self._following(0)
 
     @property
     def due(self) -> bool:
@@ -71,28 +79,33 @@ class Dialogue:
     def answer(self, completion: Completion) -> None:
         """Takes the target's turn, then the recorded ones up to its next.
 
-        A turn without a word teaches nothing: it ends the conversation after the answer before, or fails it. So does
-        one that the length limit cut, where those are not kept, but then a conversation with nothing left is excluded,
-        not failed. A turn that was cut while it thought is kept as the last: it has no answer to ask on about.
+        A turn without a word or a call teaches nothing, and none can follow a broken call: it ends the conversation
+        after the answer before, or fails it. So does one that the length limit cut, where those are not kept, but then
+        a conversation with nothing left is excluded, not failed. A turn that was cut while it thought, or after which
+        the recorded ones make no sense, is kept as the last.
         """
-        text, reasoning, reason = completion.text, completion.reasoning, completion.finish_reason
-        answered, cut = bool(text.strip()), reason == "length"
-        if not answered and not (cut and reasoning):
-            self._stop("empty")
-            if not self.ended_early:
-                self.fail(f"empty completion (finish reason {reason})")
+        reason, cut = completion.finish_reason, completion.finish_reason == "length"
+        answered = bool(completion.text.strip() or completion.calls)
+        if not answered and not (cut and completion.reasoning):
+            self._drop("empty", f"empty completion (finish reason {reason})")
             return
         if cut and not self.keep_truncated:
             self._stop("length")
             self.excluded = None if self.ended_early else "length"
             return
-        thought = {"reasoning": reasoning} if reasoning else {}
-        self.turns.append({"role": "assistant", "content": text, **thought, "finish_reason": reason})
+        if (name := broken(completion.calls)) is not None:
+            self._drop("broken_call", f"the arguments of its call of {name} are no JSON object")
+            return
+        turn = _turn(completion)
+        if following := self._following(len(self.turns) + 1):
+            place = self.record["conversations"][len(self.turns)]
+            calls = matched(turn, place, following) if answered else Unfit("unanswered")
+            if isinstance(calls, Unfit):
+                self.ended_early, following = calls.reason, []
+            elif calls:
+                turn["tool_calls"] = calls
+        self.turns += [turn, *following]
         self.tokens += completion.tokens
-        if answered:
-            self._listen()
-        elif len(self.turns) < len(self.record["conversations"]):
-            self.ended_early = "unanswered"
 
     def fail(self, cause: str) -> None:
         self.error = f"turn {len(self.turns) + 1}: {cause}"
@@ -113,6 +126,12 @@ class Dialogue:
         early = {"ended_early": self.ended_early} if self.ended_early else {}
         return self.record | {"conversations": self.turns, "tokens": self.tokens} | early
 
+    def _drop(self, reason: str, cause: str) -> None:
+        """The target's turn is of no use."""
+        self._stop(reason)
+        if not self.ended_early:
+            self.fail(cause)
+
     def _stop(self, reason: str) -> None:
         """Ends after the last answer; without one there is nothing to end after."""
         answered = [place for place, turn in enumerate(self.turns) if turn["role"] == "assistant"]
@@ -120,8 +139,18 @@ class Dialogue:
             self.ended_early = reason
             del self.turns[answered[-1] + 1 :]
 
-    def _listen(self) -> None:
-        for turn in self.record["conversations"][len(self.turns) :]:
-            if turn["role"] == "assistant":
-                return
-            self.turns.append(turn)
+    def _following(self, place: int) -> list[dict[str, Any]]:
+        """The recorded turns from `place` on, up to the next answer."""
+        return list(takewhile(lambda turn: turn["role"] != "assistant", self.record["conversations"][place:]))
+
+
+def _turn(completion: Completion) -> dict[str, Any]:
+    """Without what is empty."""
+    told = {
+        "reasoning": completion.reasoning,
+        "tool_calls": list(completion.calls),
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": completion.prompt_tokens,
+    }
+    said = {"role": "assistant", "content": completion.text}
+    return said | {key: value for key, value in told.items() if value}

@@ -113,6 +113,7 @@ class Job:
                 recipe.tp_size,
                 self.chat.file(logs.parent),
                 recipe.reasoning_parser,
+                recipe.tool_call_parser,
                 recipe.server_python,
             )
             with running_servers(command, count=recipe.num_servers, gpus_each=recipe.tp_size, logs=logs) as servers:

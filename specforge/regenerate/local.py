@@ -100,7 +100,8 @@ class LocalEngine:
         torch.manual_seed(int(digest(self.settings.seed, identities, turn), 16) >> 1)
         for (dialogue, prompt), ids in zip(prompts, self._generate([ids for _, ids in prompts], room), strict=True):
             try:
-                dialogue.answer(self._completion(dialogue, ids, self._thinks(prompt)))
+                said = self._completion(dialogue, ids, self._thinks(prompt))
+                dialogue.answer(said._replace(prompt_tokens=len(prompt)))
             except Refused as error:
                 dialogue.fail(str(error))
 
@@ -154,8 +155,8 @@ class LocalEngine:
             left = [text for number, text in found.items() if number not in marks]
         if left:
             raise Refused(
-                f"the target says {left[0]} within an answer, which regenerate.engine local cannot take apart; "
-                "set regenerate.engine to sglang."
+                f"the target says {left[0]} within an answer, which regenerate.engine transformers cannot take "
+                "apart; set regenerate.engine to sglang."
             )
         return parts
 

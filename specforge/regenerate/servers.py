@@ -110,6 +110,7 @@ def sglang_command(
     tp_size: int,
     template: Path | None = None,
     reasoning_parser: str | None = None,
+    tool_call_parser: str | None = None,
     python: str | None = None,
 ) -> Command:
     """`template` is a Jinja file in place of the model's own, `python` what has SGLang, if not this one.
@@ -128,6 +129,7 @@ def sglang_command(
     words += ["--revision", revision] if revision else []
     words += ["--chat-template", str(template)] if template else []
     words += ["--reasoning-parser", reasoning_parser] if reasoning_parser else []
+    words += ["--tool-call-parser", tool_call_parser] if tool_call_parser else []
     # The model's file may cut to the top k; the losses are about its uncut distribution.
     words += ["--host", HOST, "--sampling-defaults", "openai"]
     return lambda port: [*words, "--port", str(port)]

@@ -114,6 +114,8 @@ def _counts(tally: Tally) -> dict[str, Any]:
         "cut_tokens": tally.cut_tokens,
         "empty": tally.empty,
         "tool_calls_not_learnt": tally.skipped_calls,
+        "prompts_checked": tally.prompts_checked,
+        "prompts_of_another_length": tally.prompts_differ,
         "longest": [tokens for tokens, _ in tally.longest],
         "longest_before_cut": [{"id": name, "tokens": tokens} for tokens, name in tally.wholes],
     }

@@ -8,6 +8,7 @@ from specforge.data.template import Chat
 from specforge.errors import UserError
 from specforge.files import exclusive
 from specforge.regenerate.blocks import Source
+from specforge.regenerate.engine import UNKNOWN
 from specforge.regenerate.fill import state
 from specforge.regenerate.job import Job
 from specforge.regenerate.result import write_copy, write_result
@@ -51,6 +52,8 @@ def regenerate_dataset(
             failed = _joined(job, blocks)
         job.check(blocks, failed, job.folder, Path(errors))
         told = write_result(job.work, settings, *files, job.again)
+        if unknown := told["finish_reasons"].get(UNKNOWN):
+            log.warning("%d answers came without a finish reason; no end token is learnt from those", unknown)
         if told["failed"] and (passing := state(job.work, blocks).passing):
             log.warning(
                 "%d of %d conversations failed for now and are left out; ask for them again with: %s "

@@ -227,9 +227,27 @@ def test_the_gates_of_what_is_lost_hold(folder, tmp_path):
     with pytest.raises(UserError, match=r"1 of 10 sequences have nothing to learn .*max_empty_share 5\.00%"):
         preprocess(folder, tmp_path, make_conversations(9) + long, max_length=60, max_empty_share=0.05)
     refused = [{"id": "odd", "conversations": [QUESTION, ANSWER | {"content": None}]}, *make_conversations(3)]
-    with pytest.raises(UserError, match=r"refused 1 of 4 conversations, .*max_refused_share 5\.00%, first odd: "):
+    with pytest.raises(UserError, match=r"1 of 4 conversations are refused .*max_refused_share 5\.00%; first odd: "):
         preprocess(folder, tmp_path, refused)
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_prompts_of_another_length_than_the_engine_said_are_counted_and_gated(folder, encoder, tmp_path):
+    rows, length = make_conversations(10), len(encoder.prompt([QUESTION]))
+    for number, row in enumerate(rows[:8]):
+        answer = ANSWER | {"prompt_tokens": length + (number < 2)}
+        row["conversations"] = [QUESTION, answer]
+    summary = preprocess(folder, tmp_path, rows, max_prompt_mismatch_share=0.25)
+    assert (summary["prompts_checked"], summary["prompts_of_another_length"]) == (8, 2)
+    with pytest.raises(UserError, match=r"2 of 8 prompts have another number .*max_prompt_mismatch_share 20\.00%"):
+        preprocess(folder, tmp_path, rows, max_prompt_mismatch_share=0.2)
+
+
+def test_conversations_without_anything_to_learn_are_gated(folder, tmp_path):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "count", "arguments": {}}}]}
+    rows = [{"id": "call", "conversations": [QUESTION, call]}, *make_conversations(3)]
+    with pytest.raises(UserError, match=r"1 of 4 conversations have nothing to learn, .*max_empty_share 20\.00%"):
+        preprocess(folder, tmp_path, rows, max_empty_share=0.2)
 
 
 def test_what_is_refused_within_the_limit_is_counted_with_the_first_reason(folder, tmp_path):

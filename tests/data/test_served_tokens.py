@@ -46,6 +46,7 @@ def test_prompts_are_what_a_real_server_gives_its_model(tmp_path, monkeypatch):
     (tmp_path / "hf" / "hub").mkdir(parents=True)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    lengths = []
     tokenizer, seen = make_tokenizer(MODELS["qwen3"]), tmp_path / "seen.jsonl"
     model = str(make_tiny_target(tmp_path / "model", 512, tokenizer))
     words = [sys.executable, "-c", SERVER, str(seen), "serve", model, "--host", "127.0.0.1", "--device", "cpu"]
@@ -58,6 +59,8 @@ def test_prompts_are_what_a_real_server_gives_its_model(tmp_path, monkeypatch):
             body |= {"chat_template_kwargs": kwargs} | ({"tools": tools} if tools else {})
             answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
             assert answer.is_success, answer.text
+            lengths.append(answer.json()["usage"]["prompt_tokens"])
     given = [json.loads(line)[0] for line in seen.read_text().splitlines()]
     ours = [ChatEncoder(tokenizer, Chat(kwargs=kwargs)).prompt(messages, tools) for messages, tools, kwargs in REQUESTS]
     assert given == ours
+    assert lengths == [len(prompt) for prompt in ours]

@@ -17,7 +17,7 @@ def test_a_tool_call_that_does_not_continue_its_prompt_is_counted(encoder_of):
     encoder = encoder_of("deepseek-r1")  # the prompt opens a thought, the template's history has none
     call = {"role": "assistant", "content": "", "tool_calls": [CALL]}
     (sequence,) = encoder.sequences([TALK[0], call, {"role": "tool", "content": "7"}, TALK[1]])
-    assert encoder.skipped_calls == 1
+    assert encoder.counts["skipped_calls"] == 1
     assert len(runs(encoder.tokenizer, sequence)) == 1
 
 
@@ -27,20 +27,52 @@ def test_a_tool_call_that_the_template_leaves_out_is_counted_and_not_learnt(enco
     encoder = encoder_of(name)
     call = {"role": "assistant", "content": words, "tool_calls": [CALL]}
     assert not [run for sequence in encoder.sequences([TALK[0], call]) for run in runs(encoder.tokenizer, sequence)]
-    assert encoder.skipped_calls == 1
+    assert encoder.counts["skipped_calls"] == 1
 
 
 def test_a_template_that_writes_only_the_first_of_several_calls_is_not_learnt(encoder_of):
     encoder = encoder_of("llama3.1")
     assert list(encoder.sequences([TALK[0], {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}])) == []
-    assert encoder.skipped_calls == 1
+    assert encoder.counts["skipped_calls"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "thought", "words"),
+    [
+        ("qwen3", "<think>\nHm.\n</think>\n\n", '<tool_call>\n{"name": "count", "arguments": {"what": "apples"}}\n'),
+        (
+            "gpt-oss",
+            "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant",
+            ' to=functions.count<|channel|>commentary json<|message|>{"what": "apples"}',
+        ),
+    ],
+)
+@pytest.mark.parametrize("learn", [True, False])
+def test_the_reasoning_before_a_call_is_learnt_only_when_asked(name, thought, words, learn):
+    tokenizer = make_tokenizer(MODELS[name])
+    ends = [tokenizer.convert_tokens_to_ids("<|call|>")] if name == "gpt-oss" else []
+    encoder = ChatEncoder(tokenizer, end_ids=ends, train_on_reasoning=learn)
+    call = {"role": "assistant", "content": "", "reasoning": "\nHm.\n", "tool_calls": [CALL]}
+    (sequence,) = encoder.sequences([TALK[0], call])
+    (said,) = runs(encoder.tokenizer, sequence)
+    assert said.startswith((thought if learn else "") + words)
+    assert thought + words in encoder.tokenizer.decode(sequence.ids)
+
+
+@pytest.mark.parametrize("reasoning", [None, "<think>\nHm.\n</think>\n\n"], ids=["empty", "held"])
+def test_an_empty_thought_or_one_in_the_content_is_not_learnt_before_a_call(reasoning):
+    encoder = ChatEncoder(make_tokenizer(MODELS["qwen3"]), train_on_reasoning=False)
+    call = {"role": "assistant", "content": (reasoning or "") + "I count.", "tool_calls": [CALL]}
+    (sequence,) = encoder.sequences([TALK[0], call])
+    (said,) = runs(encoder.tokenizer, sequence)
+    assert said.startswith("I count.\n<tool_call>")
 
 
 @pytest.mark.parametrize("calls", [["odd"], [{"function": None}], [{"function": {"arguments": {}}}]])
 def test_a_tool_call_without_a_name_is_not_learnt(encoder_of, calls):
     encoder = encoder_of("gemma3")
     assert list(encoder.sequences([TALK[0], {"role": "assistant", "content": "", "tool_calls": calls}])) == []
-    assert encoder.skipped_calls == 1
+    assert encoder.counts["skipped_calls"] == 1
 
 
 @pytest.mark.parametrize("name", ["qwen3", "llama3.1", "gpt-oss"])

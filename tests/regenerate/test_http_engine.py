@@ -9,6 +9,14 @@ from specforge.regenerate.client import _with_argument_text
 from specforge.regenerate.engine import Block
 
 
+def calls(*said):
+    functions = [{"name": name, "arguments": arguments} for name, arguments in said]
+    message = {"role": "assistant", "content": None}
+    message["tool_calls"] = [{"id": f"call_{n}", "type": "function", "function": f} for n, f in enumerate(functions)]
+    usage = {"completion_tokens": 9, "prompt_tokens": 5}
+    return 200, {"choices": [{"message": message, "finish_reason": "tool_calls"}], "usage": usage}
+
+
 def test_each_turn_is_asked_on_the_regenerated_history():
     records = make_conversations(5)
     with serving(echo) as servers:
@@ -121,6 +129,9 @@ def test_a_lasting_fault_is_given_up():
     [
         (says("  \n"), "empty completion"),
         (says(None, "tool_calls"), "empty completion (finish reason tool_calls)"),
+        (calls(("count", "no JSON")), "turn 3: the arguments of its call of count are no JSON object"),
+        (calls(("count", "[1]")), "turn 3: the arguments of its call of count are no JSON object"),
+        (calls((None, "{}")), "no chat completion"),
         ((200, {"choices": []}), "no chat completion"),
         ((200, ["x"]), "no chat completion"),
     ],
@@ -185,6 +196,31 @@ def test_words_that_only_some_servers_know_are_sent_when_they_are_set():
     assert not {"top_k", "chat_template_kwargs"} & sent().keys()
     body = sent({"enable_thinking": False}, top_k=20)
     assert (body["top_k"], body["chat_template_kwargs"]) == (20, {"enable_thinking": False})
+
+
+def test_calls_of_a_served_model_are_its_answer_and_the_recorded_results_follow():
+    def reply(body):
+        return calls(("count", '{"what": "pears"}')) if len(body["messages"]) == 1 else says("Seven.")
+
+    old = {"id": "c1", "type": "function", "function": {"name": "count", "arguments": {"what": "apples"}}}
+    turns = [
+        {"role": "user", "content": "How many?"},
+        {"role": "assistant", "content": "", "tool_calls": [old]},
+        {"role": "tool", "content": "7", "tool_call_id": "c1"},
+        {"role": "assistant", "content": "old"},
+    ]
+    record = {"id": "a", "conversations": turns, "tools": [{"type": "function", "function": {"name": "count"}}]}
+    with serving(reply) as servers:
+        row = rows_of(servers, [record])["a"]
+    said = row["conversations"][1]
+    function = {"name": "count", "arguments": {"what": "pears"}}
+    assert said["tool_calls"] == [{"type": "function", "function": function, "id": "c1"}]
+    assert (said["content"], said["finish_reason"], said["prompt_tokens"]) == ("", "tool_calls", 5)
+    assert row["conversations"][2] == turns[2]
+    assert row["conversations"][3]["content"] == "Seven."
+    sent = servers[0].seen[1][2]["messages"][1]
+    assert sent["tool_calls"][0]["function"]["arguments"] == '{"what": "pears"}'
+    assert "prompt_tokens" not in sent
 
 
 def test_arguments_of_recorded_calls_are_sent_as_text():

@@ -75,6 +75,14 @@ def test_other_turns_stay_and_answers_carry_their_end(target):
         assert 0 < rows[record["id"]]["tokens"] <= 12 * 3
 
 
+def test_the_prompts_are_as_long_as_those_that_are_trained_on(target):
+    encoder = ChatEncoder(target.tokenizer())
+    rows = [row for row in rows_of(target, make_conversations(6)).values() if "error" not in row]
+    encoder.encode_all(rows)
+    answers = sum(turn["role"] == "assistant" for row in rows for turn in row["conversations"])
+    assert encoder.take_counts() == {"prompts_checked": answers, "prompts_differ": 0}
+
+
 def test_both_ends_occur_and_the_end_token_is_no_text(target):
     rows = rows_of(target, make_conversations(24), max_tokens=60, temperature=2.0).values()
     turns = [turn for row in rows if "error" not in row for turn in row["conversations"] if "finish_reason" in turn]
@@ -164,6 +172,7 @@ def test_reasoning_is_kept_apart_from_the_answer(target, monkeypatch, end, said,
     if expected is None:
         assert "empty completion" in row["error"]
     else:
+        assert row["conversations"][1].pop("prompt_tokens") > 0
         assert row["conversations"][1] == {"role": "assistant", "finish_reason": "stop"} | expected
         assert row["tokens"] == 2 * len(ids)
 
@@ -196,6 +205,7 @@ def test_special_tokens_within_an_answer_take_it_apart_or_are_refused(target, mo
     turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "x"}]
     (row,) = engine.run([Block([{"id": "a", "conversations": turns}], ())])
     if isinstance(expected, dict):
+        assert row["conversations"][1].pop("prompt_tokens") > 0
         assert row["conversations"][1] == expected
         (sequence,) = ChatEncoder(tokenizer).sequences(row["conversations"])
         assert name == "llama3.1" or sequence.ids[-len(ids) :] == ids
