@@ -141,7 +141,7 @@ def test_leaks_do_not_count_as_unusable_rows(prep):
     leaking = [chat(first, f"Yes {n}.", prompt, "No.") for n in range(30)]
     summary = prep([*GOOD, *leaking], max_rejected_share=0.0, max_leaked_share=0.5)
     assert summary["rejected_by_reason"] == {"held_out_prompt": 30}
-    shown = r"30 of \d+ training conversations .*max_leaked_share, 0\.1; .* listed in out/\.rejected\.jsonl"
+    shown = r"30 of \d+ training conversations .*max_leaked_share, 0\.2; .* listed in out/\.rejected\.jsonl"
     with pytest.raises(UserError, match=shown):
         prep([*GOOD, *leaking])
     assert len(list(read_jsonl(Path("out/.rejected.jsonl")))) == 30
