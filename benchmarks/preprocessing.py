@@ -64,15 +64,14 @@ def make_conversations(path: Path, count: int) -> None:
 
 def ours(folder: Path) -> tuple[float, int]:
     """Seconds and tokens."""
-    from transformers import AutoTokenizer
-
     from specforge.data.cache import write_cache
-    from specforge.data.chat import ChatEncoder
-    from specforge.data.chunks import Tokenizing, tokenize
+    from specforge.data.chunks import tokenize
     from specforge.data.tally import Tally
+    from specforge.data.tokenizing import Recipe, Tokenizing
     from specforge.files import read_jsonl
+    from specforge.target.file import TargetFile
 
-    work, tally = Tokenizing(ChatEncoder(AutoTokenizer.from_pretrained(folder)), MAX_LENGTH), Tally()
+    work, tally = Tokenizing(Recipe(TargetFile(str(folder), None, ""), MAX_LENGTH)), Tally()
 
     def batches():
         for batch, counts in tokenize(read_jsonl(folder / "data.jsonl"), work, 1):

@@ -4,53 +4,23 @@ The records are taken in chunks of a fixed number, each is tokenized on its own,
 order. Only a few chunks are held at a time.
 """
 
-import pickle
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import islice
 from queue import SimpleQueue
-from typing import Any
 
-import pyarrow as pa
+import msgspec
 
-from specforge.data.cache import to_batch
-from specforge.data.chat import ChatEncoder
-from specforge.data.tally import Tally
+from specforge.data.tokenizing import Recipe, Record, Result, Tokenizing
+from specforge.data.worker import receive, send, unpacked
 from specforge.errors import UserError
 
 CHUNK = 128  # conversations; never a function of the number of processes
 AHEAD = 2  # chunks that wait for each process
-
-Record = dict[str, Any]
-Result = tuple[pa.RecordBatch, Tally]
-
-
-@dataclass(frozen=True)
-class Tokenizing:
-    """What turns a chunk of records into a record batch and its counts."""
-
-    encoder: ChatEncoder
-    max_length: int
-
-    def __call__(self, records: list[Record]) -> Result:
-        tally, rows = Tally(conversations=len(records)), []
-        for record, found in zip(records, self.encoder.encode_all(records), strict=True):
-            if isinstance(found, str):
-                tally.refuse(record["id"], found)
-                continue
-            taken = [tally.take(record["id"], sequence, self.max_length) for sequence in found]
-            learnt = [row for row in taken if row is not None]
-            tally.nothing_learnt += not learnt
-            rows += learnt
-        tally.count(rows)
-        tally.ends |= self.encoder.ends_used
-        tally.note(self.encoder.take_counts())
-        return to_batch(rows), tally
 
 
 def tokenize(records: Iterable[Record], work: Tokenizing, processes: int) -> Iterator[Result]:
@@ -63,7 +33,7 @@ def tokenize(records: Iterable[Record], work: Tokenizing, processes: int) -> Ite
     with ExitStack() as stack:
         idle: SimpleQueue[Process] = SimpleQueue()
         for _ in range(processes):
-            idle.put(stack.enter_context(Process(work)))
+            idle.put(stack.enter_context(Process(work.recipe)))
         pool = stack.enter_context(ThreadPoolExecutor(processes))
         waiting: deque[Future[Result]] = deque()
         for chunk in chunks:
@@ -85,13 +55,13 @@ def _ask(idle: "SimpleQueue[Process]", chunk: list[Record]) -> Result:
 class Process:
     """A worker process; it ends with the block."""
 
-    def __init__(self, work: Tokenizing):
-        self._work = work
+    def __init__(self, recipe: Recipe):
+        self._recipe = recipe
 
     def __enter__(self) -> "Process":
         words = [sys.executable, "-m", "specforge.data.worker"]
         self._child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._send(self._work)
+        self._send(self._recipe)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -102,14 +72,13 @@ class Process:
     def ask(self, chunk: list[Record]) -> Result:
         self._send(chunk)
         try:
-            return pickle.load(self._child.stdout)
-        except (EOFError, pickle.UnpicklingError):
+            return unpacked(receive(self._child.stdout))
+        except EOFError:
             raise self._ended() from None
 
-    def _send(self, value: Any) -> None:
+    def _send(self, value: Recipe | list[Record]) -> None:
         try:
-            pickle.dump(value, self._child.stdin)
-            self._child.stdin.flush()
+            send(self._child.stdin, msgspec.msgpack.encode(value))
         except BrokenPipeError:
             raise self._ended() from None
 

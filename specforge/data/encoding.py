@@ -18,9 +18,6 @@ class TextEncoder:
             if hasattr(self._backend.model, "_resize_cache"):  # not public, and no more than faster
                 self._backend.model._resize_cache(WORDS)
 
-    def __reduce__(self) -> tuple:
-        return TextEncoder, (self.tokenizer,)
-
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         if self._backend is None:
             return [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]

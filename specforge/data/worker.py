@@ -1,25 +1,73 @@
-"""A process that tokenizes what comes in on stdin, until it closes: pickles of chunks in, pickles of results out.
+"""A process that tokenizes what comes in on stdin, until it closes; `python -m specforge.data.worker`.
 
-`python -m specforge.data.worker`. Not multiprocessing, whose new processes run the caller's main file again, which
-for a Snakemake script is the step itself; nor a fork, which a parent with threads does not survive. No torch here.
+Not multiprocessing, whose new processes run the caller's main file again, which for a Snakemake script is the step
+itself; nor a fork, which a parent with threads does not survive. No torch here.
+
+A message is its length, 8 bytes, and its bytes: msgpack of the recipe and then of each chunk's records in, msgpack of
+the Arrow batch and the counts out.
 """
 
 import os
-import pickle
 import sys
-from typing import BinaryIO
+from collections import Counter
+from typing import Any, BinaryIO
+
+import msgspec
+import pyarrow as pa
+
+from specforge.data.cache import SCHEMA
+from specforge.data.tally import Tally
+from specforge.data.tokenizing import Recipe, Result, Tokenizing
+
+SIZE = 8  # bytes, little-endian
+
+
+class Answered(msgspec.Struct):
+    """A chunk's result on its way: the batch in Arrow's own form."""
+
+    batch: bytes
+    tally: Tally
+
+
+def send(file: BinaryIO, content: bytes) -> None:
+    file.write(len(content).to_bytes(SIZE, "little"))
+    file.write(content)
+    file.flush()
+
+
+def receive(file: BinaryIO) -> bytes:
+    """The next message. Raises EOFError where there is none, or only its beginning."""
+    head = file.read(SIZE)
+    content = file.read(int.from_bytes(head, "little"))
+    if len(head) < SIZE or len(content) < int.from_bytes(head, "little"):
+        raise EOFError
+    return content
+
+
+def packed(result: Result) -> bytes:
+    batch, tally = result
+    return msgspec.msgpack.encode(Answered(batch.serialize().to_pybytes(), tally))
+
+
+def unpacked(content: bytes) -> Result:
+    answered = msgspec.msgpack.decode(content, type=Answered, dec_hook=_counter)
+    return pa.ipc.read_record_batch(pa.py_buffer(answered.batch), SCHEMA), answered.tally
+
+
+def _counter(_: type, value: dict) -> Counter:
+    """msgspec has no Counter of its own, and there is no other type that it does not know."""
+    return Counter(value)
 
 
 def serve(asked: BinaryIO, answered: BinaryIO) -> None:
-    """First what to do with a chunk, a callable; then chunks."""
-    work = pickle.load(asked)
+    """First the recipe; then chunks."""
+    work = Tokenizing(msgspec.msgpack.decode(receive(asked), type=Recipe))
     while True:
         try:
-            chunk = pickle.load(asked)
+            chunk: list[dict[str, Any]] = msgspec.msgpack.decode(receive(asked))
         except EOFError:
             return
-        pickle.dump(work(chunk), answered)
-        answered.flush()
+        send(answered, packed(work(chunk)))
 
 
 if __name__ == "__main__":

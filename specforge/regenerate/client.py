@@ -175,6 +175,10 @@ def _completion(content: bytes, opened: bool | None) -> Completion:
             reasoning, text = _split(text, reason, opened)
     except (LookupError, TypeError, AttributeError):
         raise FailedTurn(f"the answer is no chat completion: {told}") from None
+    try:
+        json.dumps([text, reasoning, calls], ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise FailedTurn(f"the answer holds half a character (a lone surrogate): {told}") from None
     if reason in GIVEN_UP:
         raise ServerTrouble(f"the server did not finish the answer (finish reason {reason})", "broken")
     return Completion(text, reason, tokens, reasoning, calls, given)

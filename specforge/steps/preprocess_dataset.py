@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from specforge.config.steps import Preprocess
 from specforge.data.cache import write_cache
-from specforge.data.chat import ChatEncoder
-from specforge.data.chunks import Tokenizing, tokenize
+from specforge.data.chunks import tokenize
 from specforge.data.tally import Tally, check
 from specforge.data.template import Chat, template_facts
+from specforge.data.tokenizing import Recipe, Tokenizing
 from specforge.data.vocab import coverage, draft_vocabulary
 from specforge.errors import UserError
 from specforge.files import read_jsonl, sha256_file, write_json
@@ -44,15 +44,16 @@ def preprocess_dataset(
     UserError when a gate of the settings fails: too few supervised tokens, too little coverage, too much cut.
     """
     options, model = Preprocess(**settings), TargetFile.read(target)
-    tokenizer, chosen_chat = model.tokenizer(), Chat.of(chat, template)
-    encoder = ChatEncoder(tokenizer, chosen_chat, model.end_ids(), options.train_on_reasoning)
+    chosen_chat, ends = Chat.of(chat, template), tuple(model.end_ids())
+    work = Tokenizing(Recipe(model, max_length, chosen_chat, ends, options.train_on_reasoning))
+    tokenizer = work.encoder.tokenizer
     facts = template_facts(tokenizer, chosen_chat)
     if facts["dated"]:
         log.warning("the chat template writes today's date, so another day gives other tokens; fix it if it takes one")
     tally = Tally()
     processes = min(threads, 1 + _size(Path(source)) // WORTH_A_PROCESS)
-    write_cache(Path(cache), _batches(Path(source), Tokenizing(encoder, max_length), processes, tally))
-    always = {*tokenizer.all_special_ids, *encoder.end_ids, *tally.ends}
+    write_cache(Path(cache), _batches(Path(source), work, processes, tally))
+    always = {*tokenizer.all_special_ids, *work.encoder.end_ids, *tally.ends}
     vocab_size = model.config().get_text_config().vocab_size
     chosen = _vocabulary(tally, always, options, vocab_size, Path(vocab))
     report = {

@@ -38,13 +38,9 @@ def test_a_token_that_looks_beside_itself_is_no_cut(side):
     assert "<|im_end|>" not in cuts(AddedToken("<|im_end|>", special=True, normalized=False, **{side: True}))
 
 
-def test_encoding_ignores_truncation_that_the_file_asks_for_and_survives_pickling():
-    import pickle
-
+def test_encoding_ignores_truncation_that_the_file_asks_for():
     tokenizer = make_tokenizer(CHATML)
     tokenizer.backend_tokenizer.enable_truncation(3)
     tokenizer.backend_tokenizer.enable_padding(length=50)
     encode = TextEncoder(tokenizer)
-    ids = encode.one("How many apples are in the basket?")
-    assert len(ids) > 3
-    assert pickle.loads(pickle.dumps(encode))(["How many apples are in the basket?"]) == [ids]
+    assert len(encode.one("How many apples are in the basket?")) > 3

@@ -14,16 +14,19 @@ from tiny import make_conversations
 
 from specforge.data import chunks
 from specforge.data.cache import SCHEMA, TokenCache, to_batch, write_cache
-from specforge.data.chat import ChatEncoder
-from specforge.data.chunks import Tokenizing, tokenize
+from specforge.data.chunks import tokenize
 from specforge.data.tally import Tally
+from specforge.data.tokenizing import Recipe, Tokenizing
 from specforge.errors import UserError
+from specforge.target.file import TargetFile
 from specforge.train.batches import Batch
 
 
 @pytest.fixture(scope="module")
-def work():
-    return Tokenizing(ChatEncoder(make_tokenizer(MODELS["qwen2.5"])), 200)
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("target")
+    make_tokenizer(MODELS["qwen2.5"]).save_pretrained(folder)
+    return Tokenizing(Recipe(TargetFile(str(folder), None, ""), 200))
 
 
 def made(path, work, records, processes) -> tuple[bytes, Tally]:

@@ -132,6 +132,8 @@ def test_a_lasting_fault_is_given_up():
         (calls(("count", "no JSON")), "turn 3: the arguments of its call of count are no JSON object"),
         (calls(("count", "[1]")), "turn 3: the arguments of its call of count are no JSON object"),
         (calls((None, "{}")), "no chat completion"),
+        (says("half \ud83d"), "turn 3: the answer holds half a character"),
+        (calls(("count", '{"what": "\\ud83d"}')), "turn 3: the answer holds half a character"),
         ((200, {"choices": []}), "no chat completion"),
         ((200, ["x"]), "no chat completion"),
     ],
