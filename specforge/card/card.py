@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from specforge.config.steps import Train
 from specforge.provenance import PACKAGES
@@ -69,16 +69,8 @@ def model_card(
         final: the last line of metrics.jsonl, or {}.
         regenerated: whether the assistant turns are the target's own.
     """
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"count": _count, "figure": _figure, "cell": _cell, "percent": _percent}
     settings = manifest["settings"]
-    return environment.get_template("card.md.jinja").render(
+    return _template().render(
         front_matter=_front_matter(target, revision),
         target=target,
         revision=revision,
@@ -100,6 +92,18 @@ def model_card(
         digests=_named(DIGESTS, manifest["inputs"]) | {"draft": manifest["draft_sha256"]},
         versions=_present(("python", *PACKAGES), manifest["versions"]),
     )
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"count": _count, "figure": _figure, "cell": _cell, "percent": _percent}
+    return environment.get_template("card.md.jinja")
 
 
 def _front_matter(target: str, revision: str | None) -> str:
