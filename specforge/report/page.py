@@ -74,6 +74,7 @@ class Regeneration:
     turns: int
     finish_reasons: dict[str, int]
     excluded: dict[str, int] = field(default_factory=dict)
+    ended_early_by_reason: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,9 @@ class Cache:
     first_refusal: str | None = None
     truncated_within_an_answer: int = 0
     cut_tokens: int = 0
+    tool_calls_not_learnt: int = 0
+    prompts_checked: int = 0
+    prompts_of_another_length: int = 0
     max_length: int | None = None
     longest_before_cut: list[dict[str, Any]] = field(default_factory=list)
     end_tokens: list[str] = field(default_factory=list)

@@ -96,6 +96,7 @@ REGENERATED = {
     "ended_early": 3,
     "turns": 1894,
     "finish_reasons": {"stop": 1790, "length": 104},
+    "ended_early_by_reason": {"no_call": 2, "empty": 1},
 }
 TALK = "<|im_start|>user\nName three primes below ten.<|im_end|>\n<|im_start|>assistant\n"
 CACHE = {
@@ -114,6 +115,9 @@ CACHE = {
         *[[w, True] for w in ("Two", ",", " three", " and", " seven", ".", "<|im_end|>")],
     ],
     "chat_template": "tokenizer",
+    "tool_calls_not_learnt": 4,
+    "prompts_checked": 1894,
+    "prompts_of_another_length": 13,
 }
 CONFIG = {
     "target_model": "tiny",
@@ -178,6 +182,17 @@ def test_writes_page_table_and_figures(made):
     assert len(result["ranking"]) == 12
     text = re.sub(r"<[^>]*>", "", outputs(folder)["report.html"].decode())
     assert all(html.escape(sentence, quote=False) in text.replace("&#39;", "'") for sentence in result["conclusion"])
+
+
+def test_what_the_data_lost_is_on_the_page(made):
+    text = outputs(made[0])["report.html"].decode()
+    for said in (
+        "Why conversations ended early",
+        "no_call",
+        "13 of .{5,8} prompts have another",
+        "4 turns of tool calls",
+    ):
+        assert re.search(said, text)
 
 
 def test_equal_inputs_give_equal_bytes(made, tmp_path):
