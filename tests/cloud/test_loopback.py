@@ -201,7 +201,9 @@ def test_a_lost_container_is_replaced(server: Loopback, client: Client, end: str
 
     result = client(f"print(modal.FunctionCall.from_id({call!r}).get(timeout=20))")
 
-    assert said(result) == f"(2, {end != 'kill'})"  # what a killed container had not committed is lost
+    # What a killed container had not committed is lost, one that is taken away commits as it leaves; a retry may find
+    # its first container again, or another.
+    assert said(result) in {"kill": ["(2, False)"], "preempt": ["(2, True)"], "raise": ["(2, False)", "(2, True)"]}[end]
     assert next(c.retries for c in server.calls if c.id == call) == (0 if end == "preempt" else 1)
 
 

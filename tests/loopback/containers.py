@@ -17,7 +17,9 @@ from loopback.state import App, Backend, Call, CallState, Container, Function
 log = logging.getLogger("loopback")
 Result = pb.GenericResult
 MOST_CONTAINERS = 32  # of a function that does not say
-GRACE = 30.0  # seconds from the interrupt of a container that is to be taken away until it is killed
+# Seconds from the interrupt of a container that is to be taken away until it is killed. Modal gives it 30; here the
+# client, as it leaves, waits for all that the whole machine has not yet written to its disk.
+GRACE = 120.0
 STATES = {
     Result.GENERIC_STATUS_SUCCESS: CallState.SUCCEEDED,
     Result.GENERIC_STATUS_TIMEOUT: CallState.TIMED_OUT,
@@ -94,8 +96,9 @@ class Pool:
         """Takes a container away as Modal does: an interrupt, time to leave, and its call starts over elsewhere."""
         container.lost = True
         os.kill(main_process(container), signal.SIGINT)
-        await self.backend.until(lambda: container.id not in self.backend.containers, GRACE)
-        self.kill(container)
+        if not await self.backend.until(lambda: container.id not in self.backend.containers, GRACE):
+            log.warning("%s did not leave within %.0f s and loses what it has not committed", container.id, GRACE)
+            self.kill(container)
 
     async def stop_app(self, app: App) -> None:
         """Idle containers leave by themselves and so commit their volumes; calls under way are cut off."""
