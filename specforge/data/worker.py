@@ -72,6 +72,8 @@ def serve(asked: BinaryIO, answered: BinaryIO) -> None:
 
 if __name__ == "__main__":
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
+    sys.modules["torch"] = None  # transformers then goes without; with it a worker starts later and takes more memory
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # that it goes without
     with os.fdopen(os.dup(1), "wb") as results:
         os.dup2(2, 1)  # what a library prints must not mix with the results
         serve(sys.stdin.buffer, results)
