@@ -3,8 +3,9 @@
 Not multiprocessing, whose new processes run the caller's main file again, which for a Snakemake script is the step
 itself; nor a fork, which a parent with threads does not survive. No torch here.
 
-A message is its length, 8 bytes, and its bytes: msgpack of the recipe and then of each chunk's records in, msgpack of
-the Arrow batch and the counts out.
+A message is its length, 8 bytes, and its bytes: JSON of the recipe and then of each chunk's records in, as the records
+are on disk (msgpack has no integer beyond 64 bits, and a tool's schema may); msgpack of the Arrow batch and the counts
+out.
 """
 
 import os
@@ -61,10 +62,10 @@ def _counter(_: type, value: dict) -> Counter:
 
 def serve(asked: BinaryIO, answered: BinaryIO) -> None:
     """First the recipe; then chunks."""
-    work = Tokenizing(msgspec.msgpack.decode(receive(asked), type=Recipe))
+    work = Tokenizing(msgspec.json.decode(receive(asked), type=Recipe))
     while True:
         try:
-            chunk: list[dict[str, Any]] = msgspec.msgpack.decode(receive(asked))
+            chunk: list[dict[str, Any]] = msgspec.json.decode(receive(asked))
         except EOFError:
             return
         send(answered, packed(work(chunk)))

@@ -54,6 +54,16 @@ def test_any_number_of_processes_writes_the_same_bytes(work, tmp_path, monkeypat
         assert made(tmp_path / f"{processes}.arrow", work, records, processes) == (alone, counts)
 
 
+def test_a_process_sees_the_numbers_of_a_tool_as_they_are(tmp_path):
+    work = make_work(tmp_path / "target", "qwen3")  # its template writes the tools
+    numbers = [2**64, -(2**70), 0.1, 1.0, 1e22, -0.0, True, None]
+    (record,) = make_conversations(1)
+    alone, counts = made(tmp_path / "1.arrow", work, [record | {"tools": [{"enum": numbers}]}], 1)
+    ids = TokenCache(tmp_path / "1.arrow")[0]["input_ids"].tolist()
+    assert str(2**64) in work.encoder.tokenizer.decode(ids)
+    assert made(tmp_path / "2.arrow", work, [record | {"tools": [{"enum": numbers}]}], 2) == (alone, counts)
+
+
 def test_chunks_do_not_change_what_is_counted(work, tmp_path, monkeypatch):
     records, found = make_conversations(60), []
     for size in (1, 7, 100):
