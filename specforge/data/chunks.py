@@ -78,7 +78,7 @@ class Process:
 
     def _send(self, value: Recipe | list[Record]) -> None:
         try:
-            send(self._child.stdin, msgspec.msgpack.encode(value))
+            send(self._child.stdin, msgspec.json.encode(value))
         except BrokenPipeError:
             raise self._ended() from None
 

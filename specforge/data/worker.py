@@ -3,8 +3,9 @@
 Not multiprocessing, whose new processes run the caller's main file again, which for a Snakemake script is the step
 itself; nor a fork, which a parent with threads does not survive. No torch here.
 
-A message is its length, 8 bytes, and its bytes: msgpack of the recipe and then of each chunk's records in, msgpack of
-the Arrow batch and the counts out.
+A message is its length, 8 bytes, and its bytes: JSON of the recipe and then of each chunk's records in, as the records
+are on disk (msgpack has no integer beyond 64 bits, and a tool's schema may); msgpack of the Arrow batch and the counts
+out.
 """
 
 import os
@@ -61,10 +62,10 @@ def _counter(_: type, value: dict) -> Counter:
 
 def serve(asked: BinaryIO, answered: BinaryIO) -> None:
     """First the recipe; then chunks."""
-    work = Tokenizing(msgspec.msgpack.decode(receive(asked), type=Recipe))
+    work = Tokenizing(msgspec.json.decode(receive(asked), type=Recipe))
     while True:
         try:
-            chunk: list[dict[str, Any]] = msgspec.msgpack.decode(receive(asked))
+            chunk: list[dict[str, Any]] = msgspec.json.decode(receive(asked))
         except EOFError:
             return
         send(answered, packed(work(chunk)))
@@ -72,6 +73,8 @@ def serve(asked: BinaryIO, answered: BinaryIO) -> None:
 
 if __name__ == "__main__":
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
+    sys.modules["torch"] = None  # transformers then goes without; with it a worker starts later and takes more memory
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # that it goes without
     with os.fdopen(os.dup(1), "wb") as results:
         os.dup2(2, 1)  # what a library prints must not mix with the results
         serve(sys.stdin.buffer, results)

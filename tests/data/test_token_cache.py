@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from tiny import make_conversations
 
 from specforge.data import chunks
 from specforge.data.cache import SCHEMA, TokenCache, to_batch, write_cache
-from specforge.data.chunks import tokenize
+from specforge.data.chunks import Process, tokenize
 from specforge.data.tally import Tally
 from specforge.data.tokenizing import Recipe, Tokenizing
 from specforge.errors import UserError
@@ -22,11 +23,14 @@ from specforge.target.file import TargetFile
 from specforge.train.batches import Batch
 
 
+def make_work(folder, model: str) -> Tokenizing:
+    make_tokenizer(MODELS[model]).save_pretrained(folder)
+    return Tokenizing(Recipe(TargetFile(str(folder), None, ""), 200))
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("target")
-    make_tokenizer(MODELS["qwen2.5"]).save_pretrained(folder)
-    return Tokenizing(Recipe(TargetFile(str(folder), None, ""), 200))
+    return make_work(tmp_path_factory.mktemp("target"), "qwen2.5")
 
 
 def made(path, work, records, processes) -> tuple[bytes, Tally]:
@@ -48,6 +52,16 @@ def test_any_number_of_processes_writes_the_same_bytes(work, tmp_path, monkeypat
     assert counts.conversations == 60
     for processes in (2, 3):
         assert made(tmp_path / f"{processes}.arrow", work, records, processes) == (alone, counts)
+
+
+def test_a_process_sees_the_numbers_of_a_tool_as_they_are(tmp_path):
+    work = make_work(tmp_path / "target", "qwen3")  # its template writes the tools
+    numbers = [2**64, -(2**70), 0.1, 1.0, 1e22, -0.0, True, None]
+    (record,) = make_conversations(1)
+    alone, counts = made(tmp_path / "1.arrow", work, [record | {"tools": [{"enum": numbers}]}], 1)
+    ids = TokenCache(tmp_path / "1.arrow")[0]["input_ids"].tolist()
+    assert str(2**64) in work.encoder.tokenizer.decode(ids)
+    assert made(tmp_path / "2.arrow", work, [record | {"tools": [{"enum": numbers}]}], 2) == (alone, counts)
 
 
 def test_chunks_do_not_change_what_is_counted(work, tmp_path, monkeypatch):
@@ -119,6 +133,15 @@ def test_a_defect_in_a_process_ends_the_step(work, capfd):
     with pytest.raises(UserError, match="ended with status 1;"):
         list(tokenize([{"id": "no conversation"}], work, 2))
     assert "KeyError: 'conversations'" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_at_work_has_no_torch(work):
+    with Process(work.recipe) as process:
+        process.ask(make_conversations(3))
+        maps = Path(f"/proc/{process._child.pid}/maps").read_text()
+    assert "tokenizers" in maps
+    assert "libtorch" not in maps
 
 
 def test_processes_load_no_torch():
