@@ -8,11 +8,14 @@ from email.utils import parsedate_to_datetime
 from time import monotonic, time
 from typing import Any, Literal
 
+import msgspec
+
 from specforge.config.steps import Regenerate
 from specforge.files import digest
-from specforge.regenerate.calls import calls_in
+from specforge.regenerate.calls import make_call
 from specforge.regenerate.engine import UNKNOWN, Completion, Dialogue
 from specforge.regenerate.reasoning import END, split_reasoning
+from specforge.regenerate.reply import READER, ChatCompletion, Usage
 from specforge.regenerate.wire import Wire, wire_to
 
 ATTEMPTS = 6
@@ -156,32 +159,41 @@ def _seconds(retry_after: str) -> float:
 
 
 def _completion(content: bytes, opened: bool | None) -> Completion:
-    """Servers that take the reasoning out name it `reasoning_content` (SGLang) or `reasoning` (vLLM, Ollama).
-
-    Raises ServerTrouble for an answer that the server did not finish, FailedTurn for what is none.
-    """
-    told = repr(content[:200].decode(errors="replace"))
-    try:
-        reply = json.loads(content)
-    except ValueError:
-        raise ServerTrouble(f"the answer is no JSON: {told}", "broken") from None
-    try:
-        choice, usage = reply["choices"][0], reply.get("usage") or {}
-        message = choice["message"]
-        text, reason = message.get("content") or "", choice.get("finish_reason") or UNKNOWN
-        reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
-        tokens, given, calls = usage.get("completion_tokens") or 0, usage.get("prompt_tokens"), tuple(calls_in(message))
-        if not reasoning:
-            reasoning, text = _split(text, reason, opened)
-    except (LookupError, TypeError, AttributeError):
-        raise FailedTurn(f"the answer is no chat completion: {told}") from None
-    try:
-        json.dumps([text, reasoning, calls], ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise FailedTurn(f"the answer holds half a character (a lone surrogate): {told}") from None
+    """Raises ServerTrouble for an answer that the server did not finish, FailedTurn for what is none."""
+    reply = _read(content)
+    choice, usage = reply.choices[0], reply.usage or Usage()
+    message, reason = choice.message, choice.finish_reason or UNKNOWN
     if reason in GIVEN_UP:
         raise ServerTrouble(f"the server did not finish the answer (finish reason {reason})", "broken")
-    return Completion(text, reason, tokens, reasoning, calls, given)
+    text, reasoning = message.content or "", message.reasoning_content or message.reasoning or ""
+    if not reasoning:
+        reasoning, text = _split(text, reason, opened)
+    calls = tuple(make_call(call.function.name, call.function.arguments) for call in message.tool_calls or ())
+    return Completion(text, reason, usage.completion_tokens or 0, reasoning, calls, usage.prompt_tokens)
+
+
+def _read(content: bytes) -> ChatCompletion:
+    """A torn answer is the server's fault; JSON of another kind, or text that is none, would come again."""
+    told = repr(content[:200].decode(errors="replace"))
+    try:
+        return READER.decode(content)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise FailedTurn(f"the answer is no chat completion ({error}): {told}") from None
+    except msgspec.DecodeError as error:
+        if _is_json(content):
+            raise FailedTurn(f"the answer holds what is no text or number ({error}): {told}") from None
+        raise ServerTrouble(f"the answer is no JSON: {told}", "broken") from None
+
+
+def _is_json(content: bytes) -> bool:
+    """To Python, which takes half a character and NaN."""
+    try:
+        json.loads(content)
+    except RecursionError:
+        return True
+    except ValueError:
+        return False
+    return True
 
 
 def _split(text: str, reason: str, opened: bool | None) -> tuple[str, str]:

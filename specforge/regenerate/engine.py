@@ -5,7 +5,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple, Protocol
 
 from specforge.data.template import history
-from specforge.regenerate.calls import Call, Unfit, broken, matched
+from specforge.regenerate.calls import Call, Unfit, answered, is_broken, with_ids
 
 Record = dict[str, Any]
 UNKNOWN = "unknown"  # the finish reason where a server gives none
@@ -85,25 +85,29 @@ class Dialogue:
         the recorded ones make no sense, is kept as the last.
         """
         reason, cut = completion.finish_reason, completion.finish_reason == "length"
-        answered = bool(completion.text.strip() or completion.calls)
-        if not answered and not (cut and completion.reasoning):
-            self._drop("empty", f"empty completion (finish reason {reason})")
-            return
-        if cut and not self.keep_truncated:
+        if cut:  # within a call, if in any: what was said before that stands
+            completion = completion._replace(calls=tuple(call for call in completion.calls if not is_broken(call)))
+        spoke = bool(completion.text.strip() or completion.calls)
+        if cut and not (self.keep_truncated and (spoke or completion.reasoning)):
             self._stop("length")
             self.excluded = None if self.ended_early else "length"
-            return
-        if (name := broken(completion.calls)) is not None:
-            self._drop("broken_call", f"the arguments of its call of {name} are no JSON object")
-            return
-        turn = _turn(completion)
-        if following := self._following(len(self.turns) + 1):
-            place = self.record["conversations"][len(self.turns)]
-            calls = matched(turn, place, following) if answered else Unfit("unanswered")
-            if isinstance(calls, Unfit):
-                self.ended_early, following = calls.reason, []
-            elif calls:
-                turn["tool_calls"] = calls
+        elif not spoke and not cut:
+            self._drop("empty", f"empty completion (finish reason {reason})")
+        elif broken := [call["function"]["name"] for call in completion.calls if is_broken(call)]:
+            self._drop("broken_call", f"the arguments of its call of {broken[0]} are no JSON object")
+        else:
+            self._take(completion, spoke)
+
+    def _take(self, completion: Completion, spoke: bool) -> None:
+        place = len(self.turns)
+        turn = _turn(completion, with_ids(completion.calls, self.record["id"], place))
+        following = self._following(place + 1)
+        if following:
+            found = answered(turn, self.record["conversations"][place], following) if spoke else Unfit("unanswered")
+            if isinstance(found, Unfit):
+                self.ended_early, following = found.reason, []
+            else:
+                turn, following = found
         self.turns += [turn, *following]
         self.tokens += completion.tokens
 
@@ -144,11 +148,11 @@ class Dialogue:
         return list(takewhile(lambda turn: turn["role"] != "assistant", self.record["conversations"][place:]))
 
 
-def _turn(completion: Completion) -> dict[str, Any]:
+def _turn(completion: Completion, calls: list[Call]) -> dict[str, Any]:
     """Without what is empty."""
     told = {
         "reasoning": completion.reasoning,
-        "tool_calls": list(completion.calls),
+        "tool_calls": calls,
         "finish_reason": completion.finish_reason,
         "prompt_tokens": completion.prompt_tokens,
     }

@@ -1,8 +1,10 @@
 """What follows a turn in which the target calls tools, or does not."""
 
+import re
+
 import pytest
 
-from specforge.regenerate.calls import broken, calls_in
+from specforge.regenerate.calls import is_broken, make_call
 from specforge.regenerate.engine import Completion, Dialogue
 
 
@@ -28,6 +30,8 @@ TWO = record(
 ONE = record(OLD | {"tool_calls": [call("count")]}, result("7"), OLD)
 UNTOLD = record(OLD, result("7", "x"), OLD)  # the source has results only
 PLAIN = record(OLD, ASK, OLD)
+WORDS = '<tool_call>\n{"name": "count", "arguments": {"of": {"what": "apples"}}}\n</tool_call>'
+WRITTEN = record(OLD | {"content": WORDS}, result("7"), OLD)
 
 
 def after(source, text="", *calls):
@@ -43,15 +47,23 @@ def after(source, text="", *calls):
         (TWO, (call("count", {"what": "pears"}), call("weigh")), ["x", "y"]),
         (ONE, (call("count"),), [None]),
         (UNTOLD, (call("whatever"),), ["x"]),
+        (WRITTEN, (call("count"),), [None]),
     ],
 )
 def test_recorded_results_answer_calls_of_the_same_functions(source, said, ids):
     row = after(source, "", *said)
     calls = row["conversations"][1]["tool_calls"]
-    assert [one.get("id") for one in calls] == ids
     assert [one["function"] for one in calls] == [one["function"] for one in said]
-    assert [turn for turn in row["conversations"] if turn["role"] == "tool"] == source["conversations"][2:-1]
+    made = [one["id"] for one in calls]
+    assert [known or new for known, new in zip(ids, made, strict=True)] == made
+    assert all(re.fullmatch("[a-z0-9]{9}", new) for known, new in zip(ids, made, strict=True) if not known)
+    results = [turn for turn in row["conversations"] if turn["role"] == "tool"]
+    assert [turn["tool_call_id"] for turn in results] == made
+    assert [turn["content"] for turn in results] == [
+        t["content"] for t in source["conversations"] if t["role"] == "tool"
+    ]
     assert row["due"]
+    assert after(source, "", *said) == row
 
 
 @pytest.mark.parametrize(
@@ -63,19 +75,42 @@ def test_recorded_results_answer_calls_of_the_same_functions(source, said, ids):
         (ONE, "Seven.", (), "no_call"),
         (UNTOLD, "Seven.", (), "no_call"),
         (TWO, "I would count.", (), "no_call"),
+        (ONE, "Sorry, I cannot count apples, see {this}.", (), "no_call"),
+        (ONE, WORDS.replace("count", "weigh"), (), "other_calls"),
+        (WRITTEN, WORDS + WORDS, (), "other_calls"),
         (PLAIN, "", (call("count"),), "unanswered_call"),
     ],
 )
 def test_a_turn_that_the_recorded_ones_do_not_follow_is_the_last(source, text, said, reason):
     row = after(source, text, *said)
     assert (row["ended_early"], row["due"], len(row["conversations"])) == (reason, False, 2)
-    assert row["conversations"][1].get("tool_calls", []) == list(said)
+    made = [{k: v for k, v in one.items() if k != "id"} for one in row["conversations"][1].get("tool_calls", [])]
+    assert [one["function"] for one in made] == [one["function"] for one in said]
 
 
-def test_a_call_that_a_server_leaves_in_the_text_is_one():
-    row = after(ONE, '<tool_call>\n{"name": "count", "arguments": {}}\n</tool_call>')
+@pytest.mark.parametrize("source", [ONE, WRITTEN])
+@pytest.mark.parametrize(
+    "words", [WORDS, '{"name": "count", "parameters": {}}', '[TOOL_CALLS][{"name": "count", "arguments": {}}]']
+)
+def test_a_call_that_stands_in_the_text_is_one(source, words):
+    row = after(source, words)
     assert row["due"]
+    assert row["conversations"][1]["content"] == words
     assert row["conversations"][2] == result("7")
+
+
+def test_a_call_that_the_length_limit_cut_leaves_what_was_said_before():
+    def said(text, reasoning="", keep=True):
+        dialogue = Dialogue(PLAIN, keep)
+        cut = make_call("count", '{"a": "xx')
+        dialogue.answer(Completion(text, "length", 9, reasoning, (cut,)))
+        return dialogue.row()
+
+    assert said("Let me count.")["conversations"][1] == {
+        "role": "assistant", "content": "Let me count.", "finish_reason": "length"
+    }  # fmt: skip
+    assert said("", "Hm.")["conversations"][1]["reasoning"] == "Hm."
+    assert said("") == said("Let me count.", keep=False) == {"id": "a", "excluded": "length"}
 
 
 def test_a_call_may_be_the_last_turn():
@@ -98,9 +133,17 @@ def test_a_broken_call_ends_the_conversation_after_the_answer_before():
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [('{"a": 1}', {"a": 1}), ({"a": 1}, {"a": 1}), ("", {}), (None, {}), ("x", "x"), ("[]", [])],
+    [
+        ('{"a": 1}', {"a": 1}),
+        ({"a": 1}, {"a": 1}),
+        ("", {}),
+        (None, {}),
+        ("x", "x"),
+        ("[]", []),
+        ('{"a": NaN}', '{"a": NaN}'),
+    ],
 )
 def test_arguments_of_servers_are_read(arguments, expected):
-    (said,) = calls_in({"tool_calls": [{"id": "r", "function": {"name": "count", "arguments": arguments}}]})
+    said = make_call("count", arguments)
     assert said == {"type": "function", "function": {"name": "count", "arguments": expected}}
-    assert broken([said]) == (None if isinstance(expected, dict) else "count")
+    assert is_broken(said) == (not isinstance(expected, dict))
