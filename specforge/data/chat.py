@@ -161,7 +161,10 @@ class ChatEncoder:
     def _call(
         self, turn: dict, messages: list[dict], tools: list | None, prompt: str, plain: Frame, thinking: Frame
     ) -> tuple[str, int, int, bool] | None:
-        """A turn of tool calls in the template's words; None where these do not continue the prompt or lack a call."""
+        """A turn of tool calls in the template's words.
+
+        None where these do not continue the prompt, or leave out a call or what the turn says or thinks beside it.
+        """
         if reasoning := (turn.get("reasoning") or "").strip("\n"):
             messages = [*messages[:-1], messages[-1] | dict.fromkeys(REASONING_KEYS, reasoning)]
         whole = self.render(messages, tools, False)
@@ -171,7 +174,7 @@ class ChatEncoder:
         if place < 0 or not whole.startswith(prompt):
             return None
         text = whole[len(prompt) : place]
-        if not _names_calls(text, messages[-1]):
+        if not _says_all(text, messages[-1]):
             return None
         self._calls.add(places[place])
         learnt_from = learnt_of_call(text, turn, plain, thinking, self.train_on_reasoning)
@@ -247,10 +250,13 @@ def pieces(answer: Answer) -> tuple[str, str]:
     return answer.prompt if answer.joined is None else answer.joined, answer.tail + answer.text
 
 
-def _names_calls(text: str, message: dict) -> bool:
-    """Whether `text`, a template's, names the function of every call of `message`, apart from the turn's words."""
+def _says_all(text: str, message: dict) -> bool:
+    """Whether `text`, a template's, holds the words and the thought of `message` and, besides, names every call."""
     for words in (message.get("content"), message.get("reasoning_content")):
-        text = text.replace((words or "").strip(), "", 1)
+        spoken = (words or "").strip()
+        if spoken not in text:
+            return False
+        text = text.replace(spoken, "", 1)
     functions = [call.get("function", call) if isinstance(call, dict) else None for call in message["tool_calls"]]
     names = Counter(function.get("name") if isinstance(function, dict) else None for function in functions)
     return all(isinstance(name, str) and text.count(name) >= number for name, number in names.items())

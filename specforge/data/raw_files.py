@@ -96,11 +96,14 @@ def parquet_rows(file: BinaryIO, name: str) -> Iterator[RawRow]:
 
     number = 0
     try:
-        for batch in ParquetFile(file).iter_batches(PARQUET_ROWS):
+        table = ParquetFile(file)
+        # No form has times in it, and Python cannot hold all of Arrow's.
+        columns = [field.name for field in table.schema_arrow if not pyarrow.types.is_temporal(field.type)]
+        for batch in table.iter_batches(PARQUET_ROWS, columns=columns):
             for row in batch.to_pylist():
                 number += 1
                 yield RawRow(number, without_union(row))
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise UserError(
             f"{name} is a damaged Parquet file, at or after row {number + 1} ({str(error)[:200]}); write it anew."
         ) from None

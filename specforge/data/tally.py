@@ -12,6 +12,7 @@ from specforge.errors import UserError
 
 LONGEST = 10
 PREVIEW_TOKENS = 160
+PREVIEW_LEAD = 80  # of those, at most so many before the first that is supervised
 SUMS = (
     "conversations", "refused", "nothing_learnt", "sequences", "tokens", "truncated", "within", "cut_tokens", "empty",
     "skipped_calls", "prompts_checked", "prompts_differ",
@@ -66,7 +67,9 @@ class Tally:
         self.longest = _longest([*self.longest, (len(ids), name)])
         self.wholes = _longest([*self.wholes, (whole, name)])
         if not self.preview:
-            self.preview = list(zip(ids[:PREVIEW_TOKENS].tolist(), mask[:PREVIEW_TOKENS].tolist(), strict=True))
+            start = max(0, int(mask.argmax()) - PREVIEW_LEAD)
+            shown = slice(start, start + PREVIEW_TOKENS)
+            self.preview = list(zip(ids[shown].tolist(), mask[shown].tolist(), strict=True))
         return Row(name, ids, mask)
 
     def count(self, rows: list[Row]) -> None:

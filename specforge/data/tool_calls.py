@@ -9,8 +9,15 @@ REASON = "tools_type"
 
 
 def tools_of(value: object) -> object:
-    """The tools of a row, a list or its JSON text. Raises RejectedRow."""
-    return _parsed(value, "'tools'") if isinstance(value, str) else value
+    """The tools of a row, a list or its JSON text, in OpenAI's form, which servers insist on. Raises RejectedRow."""
+    tools = _parsed(value, "'tools'") if isinstance(value, str) else value
+    return [_wrapped(tool) for tool in tools] if isinstance(tools, list) else tools
+
+
+def _wrapped(tool: object) -> object:
+    """LLaMA-Factory's rows have the bare function."""
+    bare = isinstance(tool, dict) and "function" not in tool and isinstance(tool.get("name"), str)
+    return {"type": "function", "function": tool} if bare else tool
 
 
 def calls_of(calls: object, turn: int) -> object:

@@ -28,6 +28,7 @@ POLL_SECONDS = 0.5
 START_SECONDS = 1800.0
 STOP_SECONDS = 15.0
 LOG_LINES = 15
+LEASH = (sys.executable, "-I", "-S", str(Path(__file__).with_name("leash.py")))
 # Not every OpenAI-compatible server has /health.
 HEALTH_PATHS = ("/health", "/v1/models")
 
@@ -51,9 +52,9 @@ class LocalServer:
         with self.log.open("ab" if again else "wb") as file:
             # A group of its own: Ctrl-C reaches us alone, and we stop the server with all it started.
             self.process = subprocess.Popen(
-                self.command(port),
+                [*LEASH, *self.command(port)],
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # held open for as long as this process lives, see leash.py
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -86,6 +87,10 @@ class LocalServer:
         """Ends the whole group: an engine's workers outlive a leader that was killed."""
         if self.process is None:
             return
+        with self.process.stdin:
+            self._end()
+
+    def _end(self) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)

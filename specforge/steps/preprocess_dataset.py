@@ -53,7 +53,9 @@ def preprocess_dataset(
     tally = Tally()
     processes = min(threads, 1 + _size(Path(source)) // WORTH_A_PROCESS)
     write_cache(Path(cache), _batches(Path(source), work, processes, tally))
-    always = {*tokenizer.all_special_ids, *work.encoder.end_ids, *tally.ends}
+    # A tokenizer's own list leaves out the added tokens that have no role, such as those of gpt-oss's channels.
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    always = {*tokenizer.all_special_ids, *special, *work.encoder.end_ids, *tally.ends}
     vocab_size = model.config().get_text_config().vocab_size
     chosen = _vocabulary(tally, always, options, vocab_size, Path(vocab))
     report = {

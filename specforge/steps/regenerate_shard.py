@@ -1,11 +1,15 @@
 """regenerate_shard: one of several independent pieces of a regeneration; regenerate_dataset joins them."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from specforge.data.template import Chat
 from specforge.files import exclusive, write_json
+from specforge.regenerate.blocks import BLOCK
 from specforge.regenerate.job import Job
+
+log = logging.getLogger("specforge")
 
 
 def regenerate_shard(
@@ -33,6 +37,12 @@ def regenerate_shard(
     if not 0 <= shard < count:
         raise ValueError(f"there is no shard {shard} of {count}")
     blocks = job.source.shard(shard, count)
+    if not blocks:
+        log.warning(
+            "shard %d of %d has nothing to do: %d conversations are %d blocks of %d, and no block is divided; "
+            "set regenerate.shards to %d",
+            shard, count, job.source.total, len(job.source), BLOCK, len(job.source),
+        )  # fmt: skip
     with exclusive(job.folder / f"shard-{shard}-of-{count}") as place:
         failed = job.say(blocks, place, f"regenerate {shard + 1}/{count}")
         job.check(blocks, failed, place)

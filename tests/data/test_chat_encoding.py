@@ -6,7 +6,9 @@ from collections import Counter
 import pytest
 import torch
 from safetensors.torch import load_file
+from stock import MODELS, make_tokenizer
 from tiny import CHATML, make_conversations, make_target_file, make_tiny_target
+from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from specforge.config.steps import Preprocess
@@ -16,6 +18,7 @@ from specforge.data.vocab import coverage, draft_vocabulary
 from specforge.errors import UserError
 from specforge.files import read_json, sha256_file, write_jsonl
 from specforge.steps.preprocess_dataset import preprocess_dataset
+from specforge.target.file import TargetFile
 from specforge.train.batches import read_cache
 
 # Like Qwen3's: an assistant's thinking is kept in the last turn only
@@ -135,6 +138,21 @@ def test_the_draft_vocabulary_has_the_special_tokens_then_the_frequent_ones_in_a
     assert draft_vocabulary(counts, {9, 12}, 2, 10).tolist() == [3, 9]  # the tokenizer may know more than the model
 
 
+def test_special_tokens_without_a_role_are_in_the_draft_vocabulary(tmp_path):
+    tokenizer = make_tokenizer(MODELS["gpt-oss"])
+    role = AddedToken("<|constrain|>", special=True, normalized=False)
+    tokenizer.backend_tokenizer.add_special_tokens([role])  # as most of gpt-oss's are
+    made = make_tiny_target(tmp_path / "gpt-oss", 256, tokenizer)
+    number = TargetFile(str(made), None, "").tokenizer().convert_tokens_to_ids("<|constrain|>")
+    preprocess(made, tmp_path, make_conversations(9))
+    assert load_file(tmp_path / "vocab.safetensors")["t2d"][number]
+
+
+def test_a_draft_vocabulary_without_room_for_the_special_tokens_is_refused():
+    with pytest.raises(UserError, match=r"draft_vocab_size 3 is less than the 4 special and end tokens"):
+        draft_vocabulary(Counter({300: 5}), {1, 2, 3, 400}, 3, 500)
+
+
 def test_coverage_is_the_share_of_occurrences():
     assert coverage(Counter({3: 6, 4: 2}), torch.tensor([3, 5])) == 0.75
 
@@ -182,6 +200,15 @@ def test_the_summary_counts_what_went_in_and_came_out(folder, encoder, tmp_path)
 def test_the_preview_shows_each_token_with_its_mask(folder, tmp_path):
     summary = preprocess(folder, tmp_path, [{"id": "a", "conversations": [QUESTION, ANSWER]}])
     assert "".join(text for text, supervised in summary["preview"] if supervised) == "There are seven.<|im_end|>"
+
+
+def test_the_preview_begins_shortly_before_what_is_learnt(folder, tmp_path):
+    question = QUESTION | {"content": "x" * 150}
+    preview = preprocess(folder, tmp_path, [{"id": "a", "conversations": [question, ANSWER]}])["preview"]
+    assert [learnt for _, learnt in preview] == [False, True]
+    assert preview[0][0].endswith("assistant\n")
+    assert len(preview[0][0]) < 110
+    assert preview[1][0].endswith("<|im_end|>")
 
 
 def test_the_vocabulary_spans_the_models_and_holds_the_end_token(folder, tokenizer, tmp_path):

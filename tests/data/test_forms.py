@@ -55,7 +55,9 @@ def test_missing_arguments_are_none_given():
 
 
 def test_tools_as_json_text_are_the_list_they_say():
-    assert parse_row({**NATIVE, "tools": '[{"name": "f"}]'}) == ({**NATIVE, "tools": [{"name": "f"}]}, {})
+    told = [{"type": "function", "function": {"name": "f"}}]
+    for text in ('[{"name": "f"}]', '[{"type": "function", "function": {"name": "f"}}]'):
+        assert parse_row({**NATIVE, "tools": text}) == ({**NATIVE, "tools": told}, {})
     for none in ("", " ", "[]", "null"):
         assert parse_row({**NATIVE, "tools": none})[0] == NATIVE
     for bad in ("[{", '{"name": "f"}', '"[]"'):

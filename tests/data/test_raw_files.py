@@ -153,6 +153,18 @@ def test_parquet_rows_lose_the_nulls_that_arrow_put_into_their_tools(tmp_path):
     assert [found.value for found in read(path)] == [row("foo"), row("bar")]
 
 
+def test_times_in_a_parquet_file_are_passed_over(tmp_path):
+    far = pyarrow.array([10**18], pyarrow.timestamp("us"))  # past Python's last year
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(
+        pyarrow.table({"id": ["a"], "when": far, "day": pyarrow.array([10**8], pyarrow.date32())}), path
+    )
+    assert [row.value for row in read(path)] == [{"id": "a"}]
+    parquet.write_table(pyarrow.table({"id": ["a"], "facts": pyarrow.StructArray.from_arrays([far], ["when"])}), path)
+    with pytest.raises(UserError, match=r"rows\.parquet is a damaged Parquet file, at or after row 1 \(.*range"):
+        read(path)
+
+
 def test_json_keeps_the_nulls_of_its_tools(tmp_path):
     tools = {"tools": [{"parameters": {"default": None}}]}
     for name, text in (("rows.json", json.dumps([tools])), ("rows.jsonl", json.dumps(tools))):

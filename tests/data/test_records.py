@@ -46,7 +46,7 @@ def test_tools_and_calls_are_kept():
     record, notes = parse_row({"id": 7, "tools": [{"name": "f"}], "messages": [ASK, call, result, ANSWER]})
     assert record == {
         "id": "7",
-        "tools": [{"name": "f"}],
+        "tools": [{"type": "function", "function": {"name": "f"}}],
         "conversations": [ASK, {**call, "content": ""}, result, ANSWER],
     }
     assert not notes
@@ -120,8 +120,8 @@ def test_a_missing_id_comes_from_the_content():
 
 
 def test_the_size_is_limited_over_all_texts():
-    row = {"id": "abcd", "messages": [ASK, ANSWER], "tools": [{"name": "f"}]}
-    length = len("abcdname" + "f" + "user" + "Hi?" + "assistant" + "Hello.")
+    row = {"id": "abcd", "messages": [ASK, ANSWER], "tools": [{"function": "f"}]}
+    length = len("abcdfunction" + "f" + "user" + "Hi?" + "assistant" + "Hello.")
     assert parse_row(row, 64, length)
     assert rejection(row, 64, length - 1) == "too_long"
     assert rejection({"messages": [ASK, {**ANSWER, "content": "x" * 10_001}]}) == "too_long"

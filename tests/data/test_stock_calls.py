@@ -68,6 +68,22 @@ def test_an_empty_thought_or_one_in_the_content_is_not_learnt_before_a_call(reas
     assert said.startswith("I count.\n<tool_call>")
 
 
+@pytest.mark.parametrize(
+    ("name", "turn"),
+    [
+        ("llama3.1", {"content": "Let me look that up."}),
+        ("llama3.1", {"content": "", "reasoning": "Hm."}),
+        ("gpt-oss", {"content": "Let me look that up."}),
+    ],
+)
+def test_a_call_whose_template_leaves_out_what_was_said_beside_it_is_not_learnt(name, turn):
+    tokenizer = make_tokenizer(MODELS[name])
+    ends = [tokenizer.convert_tokens_to_ids("<|call|>")] if name == "gpt-oss" else []
+    encoder = ChatEncoder(tokenizer, end_ids=ends)
+    assert list(encoder.sequences([TALK[0], {"role": "assistant", "tool_calls": [CALL], **turn}])) == []
+    assert encoder.take_counts() == {"skipped_calls": 1}
+
+
 @pytest.mark.parametrize("calls", [["odd"], [{"function": None}], [{"function": {"arguments": {}}}]])
 def test_a_tool_call_without_a_name_is_not_learnt(encoder_of, calls):
     encoder = encoder_of("gemma3")

@@ -105,7 +105,8 @@ def test_servers_end_with_an_exception(tmp_path):
     assert all_gone(pids)
 
 
-def test_servers_end_with_sigterm(tmp_path):
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_servers_end_with_the_process_that_started_them(tmp_path, sent, status):
     pids, ready = tmp_path / "pids", tmp_path / "ready"
     script = (
         "import sys, time\nfrom pathlib import Path\n"
@@ -120,8 +121,8 @@ def test_servers_end_with_sigterm(tmp_path):
         deadline = time.monotonic() + 30
         while not ready.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
+        process.send_signal(sent)
+        assert process.wait(30) == status
     finally:
         process.kill()
     assert all_gone(pids)
