@@ -108,6 +108,7 @@ class Regenerate(Section):
     server_python: str | None = None  # the interpreter that has SGLang; None: this one
     reasoning_parser: str | None = None  # SGLang's name for how the target marks its reasoning, such as qwen3
     tool_call_parser: str | None = None  # SGLang's name for how the target writes calls of tools, such as qwen25
+    return_token_ids: Flag = False  # ask endpoints for the ids they sampled, as vLLM and SGLang can; sglang always does
     batch_size: Annotated[Int, Field(ge=1)] = 64  # of engine transformers
     concurrency: Annotated[Int, Field(ge=1)] = 64  # requests under way on each server
     num_servers: Annotated[Int, Field(ge=1)] = 1

@@ -55,7 +55,8 @@ class Answer(NamedTuple):
     `prompt` is the whole text before it; `joined` what of that follows the answer before, from its end token on, or
     None where it has to be encoded whole. `tail` is the prompt's end from its last cut on, "" without one. `end` is
     the end token's id, None when the answer did not come to its end. `given` is the length of the prompt in tokens as
-    the engine that was asked said, None where it did not.
+    the engine that was asked said, None where it did not. `sampled` are the ids that the target said, without the end
+    token, where the engine told them.
     """
 
     prompt: str
@@ -65,6 +66,7 @@ class Answer(NamedTuple):
     learnt_from: int
     end: int | None
     given: int | None = None
+    sampled: list[int] | None = None
 
 
 class ChatEncoder:
@@ -115,7 +117,7 @@ class ChatEncoder:
         return [plan if isinstance(plan, str) else list(self._assemble(plan, ids)) for plan in plans]
 
     def take_counts(self) -> Counter[str]:
-        """What was noticed since the last call: `skipped_calls`, `prompts_checked` and, of those, `prompts_differ`."""
+        """What was noticed since the last call, by the names of a Tally's fields."""
         taken, self.counts = self.counts, Counter()
         return taken
 
@@ -134,10 +136,13 @@ class ChatEncoder:
                 self.counts["skipped_calls"] += 1
                 continue
             text, learnt_from, end, ended = said
+            sampled = turn.get("token_ids")
+            if sampled and ended and sampled[-1] in (*self.end_ids, end):
+                sampled, end = sampled[:-1], sampled[-1]
             follows = before is not None and prompt.startswith(before[0] + before[1])
             joined = prompt[len(before[0]) :] if follows else None
             given = turn.get("prompt_tokens")
-            found.append(Answer(prompt, joined, tail, text, learnt_from, end if ended else None, given))
+            found.append(Answer(prompt, joined, tail, text, learnt_from, end if ended else None, given, sampled))
             spelled = self.tokenizer.convert_ids_to_tokens(end)
             before = (prompt + text, spelled) if tail and spelled in self.cuts else None
         return found
@@ -234,6 +239,10 @@ class ChatEncoder:
         tail = self._tails[answer.tail] if answer.tail else []
         kept = said[: len(tail)] == tail
         said = said[len(tail) :] if kept else self.encode.one(answer.text)
+        as_sampled = answer.sampled is None or answer.sampled == said
+        if not as_sampled:  # the next prompt has the text as the server encodes it anew
+            self.counts["sampled_otherwise"] += 1
+            said = answer.sampled
         if answer.learnt_from:
             lead = self.encode.one((answer.tail if kept else "") + answer.text[: answer.learnt_from])
             lead = lead[len(tail) :] if kept else lead
@@ -242,7 +251,7 @@ class ChatEncoder:
             said = said[alike:]
         sequence.extend(said if answer.end is None else [*said, answer.end], True)
         sequence.turn_ends.append(len(sequence.ids))
-        return kept
+        return kept and as_sampled
 
 
 def pieces(answer: Answer) -> tuple[str, str]:

@@ -15,7 +15,7 @@ PREVIEW_TOKENS = 160
 PREVIEW_LEAD = 80  # of those, at most so many before the first that is supervised
 SUMS = (
     "conversations", "refused", "nothing_learnt", "sequences", "tokens", "truncated", "within", "cut_tokens", "empty",
-    "skipped_calls", "prompts_checked", "prompts_differ",
+    "skipped_calls", "prompts_checked", "prompts_differ", "sampled_otherwise",
 )  # fmt: skip
 
 
@@ -35,6 +35,7 @@ class Tally:
     skipped_calls: int = 0  # turns of tool calls whose words are not what follows their prompt
     prompts_checked: int = 0  # answers whose prompt's length the engine said
     prompts_differ: int = 0  # of those, where the prompt encoded here has another
+    sampled_otherwise: int = 0  # answers that the target said in other tokens than their text is encoded in
     supervised: Counter[int] = field(default_factory=Counter)
     longest: list[tuple[int, str]] = field(default_factory=list)  # as kept
     wholes: list[tuple[int, str]] = field(default_factory=list)  # before any cut

@@ -14,7 +14,7 @@ from specforge.files import write_text
 
 SHIPPED = Path(__file__).parent / "templates"
 OWN = "tokenizer"
-OURS = ("finish_reason", "reasoning", "prompt_tokens")  # keys of a turn that no template reads
+OURS = ("finish_reason", "reasoning", "prompt_tokens", "token_ids")  # keys of a turn that no template reads
 
 
 class Refused(Exception):

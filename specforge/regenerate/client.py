@@ -144,7 +144,8 @@ def _words(model: str, settings: Regenerate, template_kwargs: dict[str, Any]) ->
         "top_p": settings.top_p,
         "max_tokens": settings.max_tokens,
     }
-    extra = {"top_k": settings.top_k, "chat_template_kwargs": template_kwargs}
+    ask_ids = settings.return_token_ids or settings.engine == "sglang"
+    extra = {"top_k": settings.top_k, "chat_template_kwargs": template_kwargs, "return_token_ids": ask_ids}
     return words | {name: value for name, value in extra.items() if value}
 
 
@@ -169,7 +170,8 @@ def _completion(content: bytes, opened: bool | None) -> Completion:
     if not reasoning:
         reasoning, text = _split(text, reason, opened)
     calls = tuple(make_call(call.function.name, call.function.arguments) for call in message.tool_calls or ())
-    return Completion(text, reason, usage.completion_tokens or 0, reasoning, calls, usage.prompt_tokens)
+    tokens, ids = usage.completion_tokens or 0, choice.token_ids
+    return Completion(text, reason, tokens, reasoning, calls, usage.prompt_tokens, ids and tuple(ids))
 
 
 def _read(content: bytes) -> ChatCompletion:

@@ -14,7 +14,8 @@ UNKNOWN = "unknown"  # the finish reason where a server gives none
 class Completion(NamedTuple):
     """What the target said in one turn. `tokens` counts all that it generated, reasoning and end token included.
 
-    `prompt_tokens` counts what it was given, None where the engine does not say.
+    `prompt_tokens` counts what it was given, and `token_ids` are those that it generated, end token included; None
+    where the engine does not say.
     """
 
     text: str
@@ -23,6 +24,7 @@ class Completion(NamedTuple):
     reasoning: str = ""
     calls: tuple[Call, ...] = ()
     prompt_tokens: int | None = None
+    token_ids: tuple[int, ...] | None = None
 
 
 class Block(NamedTuple):
@@ -155,6 +157,7 @@ def _turn(completion: Completion, calls: list[Call]) -> dict[str, Any]:
         "tool_calls": calls,
         "finish_reason": completion.finish_reason,
         "prompt_tokens": completion.prompt_tokens,
+        "token_ids": list(completion.token_ids or ()),
     }
     said = {"role": "assistant", "content": completion.text}
     return said | {key: value for key, value in told.items() if value}

@@ -27,6 +27,7 @@ class Message(msgspec.Struct):
 class Choice(msgspec.Struct):
     message: Message
     finish_reason: str | None = None
+    token_ids: list[int] | None = None
 
 
 class Usage(msgspec.Struct):

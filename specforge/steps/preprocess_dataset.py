@@ -117,6 +117,7 @@ def _counts(tally: Tally) -> dict[str, Any]:
         "cut_tokens": tally.cut_tokens,
         "empty": tally.empty,
         "tool_calls_not_learnt": tally.skipped_calls,
+        "answers_sampled_in_other_tokens": tally.sampled_otherwise,
         "prompts_checked": tally.prompts_checked,
         "prompts_of_another_length": tally.prompts_differ,
         "longest": [tokens for tokens, _ in tally.longest],

@@ -93,6 +93,20 @@ def test_the_end_token_that_a_cut_turn_lacks_is_not_supervised_in_the_next_promp
     assert learned(tokenizer, sequence) == ["There are seven.", "Two of them.<|im_end|>"]
 
 
+@pytest.mark.parametrize("pieces", [["There are seven."], ["There are", " se", "ven", "."]], ids=["same", "other"])
+def test_the_ids_that_the_target_said_are_learnt(encoder, tokenizer, pieces):
+    said = [token for piece in pieces for token in tokenizer.encode(piece, add_special_tokens=False)]
+    as_encoded = said == tokenizer.encode("There are seven.", add_special_tokens=False)
+    assert as_encoded == (len(pieces) == 1)
+    turn = ANSWER | {"token_ids": [*said, tokenizer.eos_token_id]}
+    sequences = list(encoder.sequences([QUESTION, turn, *LATER]))
+    assert len(sequences) == 1 + (not as_encoded)  # the next prompt has the text as it is encoded anew
+    first = sequences[0]
+    learnt = [token for token, own in zip(first.ids, first.mask, strict=True) if own]
+    assert learnt[: len(said) + 1] == [*said, tokenizer.eos_token_id]
+    assert encoder.take_counts()["sampled_otherwise"] == (not as_encoded)
+
+
 def test_a_question_without_an_answer_gives_no_sequence(encoder):
     assert list(encoder.sequences([QUESTION])) == []
     (sequence,) = encoder.sequences([QUESTION, ANSWER, QUESTION])

@@ -197,6 +197,20 @@ def test_reasoning_is_taken_from_the_field_that_the_server_has_for_it_or_out_of_
     assert sent[1] == {"role": "assistant", "content": "fine", "reasoning_content": "hm"}
 
 
+def test_the_ids_that_a_server_sampled_are_kept_where_they_are_asked_for():
+    def reply(body):
+        status, content = echo(body)
+        if body.get("return_token_ids"):
+            content["choices"][0]["token_ids"] = [5, 6, 7]
+        return status, content
+
+    with serving(reply) as servers:
+        asked, plain = (rows_of(servers, make_conversations(2), return_token_ids=ask)["c1"] for ask in (True, False))
+    assert [turn.get("token_ids") for turn in asked["conversations"][1::2]] == [[5, 6, 7]] * 2
+    assert not any("token_ids" in turn for turn in plain["conversations"])
+    assert not any("token_ids" in message for _, _, body in servers[0].seen for message in body["messages"])
+
+
 def test_words_that_only_some_servers_know_are_sent_when_they_are_set():
     def sent(template_kwargs=None, **changes):
         with serving(echo) as servers:

@@ -80,7 +80,30 @@ def test_the_prompts_are_as_long_as_those_that_are_trained_on(target):
     rows = [row for row in rows_of(target, make_conversations(6)).values() if "error" not in row]
     encoder.encode_all(rows)
     answers = sum(turn["role"] == "assistant" for row in rows for turn in row["conversations"])
-    assert encoder.take_counts() == {"prompts_checked": answers, "prompts_differ": 0}
+    counts = encoder.take_counts()
+    assert (counts["prompts_checked"], counts["prompts_differ"]) == (answers, 0)
+
+
+def test_what_is_trained_on_is_what_the_target_was_given_and_said(target, monkeypatch):
+    engine, seen = LocalEngine.load(target, settings()), []
+    plain = engine._generate
+
+    def generate(prompts, room):
+        said = plain(prompts, room)
+        seen.extend((prompt, ids) for prompt, ids in zip(prompts, said, strict=True))
+        return said
+
+    monkeypatch.setattr(engine, "_generate", generate)
+    rows = [row for row in engine.run([Block(make_conversations(9), ())]) if "error" not in row]
+    encoder = ChatEncoder(target.tokenizer(), end_ids=engine.end_ids)
+    for row in rows:
+        sequences = list(encoder.sequences(row["conversations"]))
+        for turn in (turn for turn in row["conversations"] if turn["role"] == "assistant"):
+            (prompt,) = [p for p, ids in seen if ids[: len(turn["token_ids"])] == turn["token_ids"]
+                         and len(p) == turn["prompt_tokens"]]  # fmt: skip
+            whole = prompt + turn["token_ids"]
+            (sequence,) = [one for one in sequences if one.ids[: len(whole)] == whole]
+            assert sequence.mask[: len(whole)][len(prompt) :] == [True] * len(turn["token_ids"])
 
 
 def test_both_ends_occur_and_the_end_token_is_no_text(target):
@@ -173,6 +196,7 @@ def test_reasoning_is_kept_apart_from_the_answer(target, monkeypatch, end, said,
         assert "empty completion" in row["error"]
     else:
         assert row["conversations"][1].pop("prompt_tokens") > 0
+        assert row["conversations"][1].pop("token_ids") == ids
         assert row["conversations"][1] == {"role": "assistant", "finish_reason": "stop"} | expected
         assert row["tokens"] == 2 * len(ids)
 
@@ -206,6 +230,7 @@ def test_special_tokens_within_an_answer_take_it_apart_or_are_refused(target, mo
     (row,) = engine.run([Block([{"id": "a", "conversations": turns}], ())])
     if isinstance(expected, dict):
         assert row["conversations"][1].pop("prompt_tokens") > 0
+        assert row["conversations"][1].pop("token_ids") == ids
         assert row["conversations"][1] == expected
         (sequence,) = ChatEncoder(tokenizer).sequences(row["conversations"])
         assert name == "llama3.1" or sequence.ids[-len(ids) :] == ids

@@ -238,7 +238,8 @@ def test_a_real_server_regenerates(tmp_path, monkeypatch):
         "float32",
     ]
     records = make_conversations(3)
-    settings = Regenerate(engine="sglang", temperature=0, max_tokens=8, concurrency=2)
+    url = "http://127.0.0.1:1"  # not used: the engine is given the servers, which know no words beyond OpenAI's
+    settings = Regenerate(engine="endpoint", endpoints=(url,), temperature=0, max_tokens=8, concurrency=2)
     with running_servers(
         lambda port: [*words, "--port", str(port)], count=1, gpus_each=0, logs=tmp_path / "logs", timeout=120
     ) as servers:
