@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from specforge.config.steps import Train
+from specforge.pages import template
 from specforge.provenance import PACKAGES
 
 HERE = Path(__file__).parent
@@ -70,7 +70,8 @@ def model_card(
         regenerated: whether the assistant turns are the target's own.
     """
     settings = manifest["settings"]
-    return _template().render(
+    filters = {"count": _count, "figure": _figure, "cell": _cell, "percent": _percent}
+    return template(HERE / "card.md.jinja", filters).render(
         front_matter=_front_matter(target, revision),
         target=target,
         revision=revision,
@@ -92,18 +93,6 @@ def model_card(
         digests=_named(DIGESTS, manifest["inputs"]) | {"draft": manifest["draft_sha256"]},
         versions=_present(("python", *PACKAGES), manifest["versions"]),
     )
-
-
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"count": _count, "figure": _figure, "cell": _cell, "percent": _percent}
-    return environment.get_template("card.md.jinja")
 
 
 def _front_matter(target: str, revision: str | None) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from specforge.pages import template
 from specforge.report.figures import INK, MUTED, PALETTE, PAPER, RULE, series, temperature_title
 from specforge.report.rank import Grid, Ranked, Ranking, RunName, conclusion
 
@@ -121,24 +121,19 @@ class Experiment:
 
 def render(experiment: Experiment, figures: dict[str, str]) -> str:
     """The page, with `figures` (SVG text by name) set into it."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"count": _count, "duration": _duration, "weights": _weights, "signed": _signed}
-    environment.filters |= {
+    filters = {
+        "count": _count,
+        "duration": _duration,
         "percent": _percent,
-        "temperature": temperature_title,
         "rates": _rates,
+        "signed": _signed,
+        "temperature": temperature_title,
         "unbroken": _unbroken,
+        "weights": _weights,
     }
     ranking = experiment.ranking
     manifests = [experiment.manifests[row.run] for row in ranking.rows]
-    return environment.get_template("report.html.jinja").render(
+    return template(HERE / "report.html.jinja", filters, autoescape=True).render(
         x=experiment,
         ranking=ranking,
         first=ranking.temperatures[0],

@@ -53,9 +53,7 @@ def preprocess_dataset(
     tally = Tally()
     processes = min(threads, 1 + _size(Path(source)) // WORTH_A_PROCESS)
     write_cache(Path(cache), _batches(Path(source), work, processes, tally))
-    # A tokenizer's own list leaves out the added tokens that have no role, such as those of gpt-oss's channels.
-    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    always = {*tokenizer.all_special_ids, *special, *work.encoder.end_ids, *tally.ends}
+    always = {*_special(tokenizer), *work.encoder.end_ids, *tally.ends}
     vocab_size = model.config().get_text_config().vocab_size
     chosen = _vocabulary(tally, always, options, vocab_size, Path(vocab))
     report = {
@@ -85,6 +83,12 @@ def _vocabulary(tally: Tally, always: set[int], options: Preprocess, vocab_size:
     check(tally, covered, options)
     save_vocab(path, chosen, vocab_size)
     return {"draft_vocab_size": len(chosen), "target_vocab_size": vocab_size, "coverage": round(covered, 6)}
+
+
+def _special(tokenizer: Any) -> set[int]:
+    """Its own list leaves out added tokens that have no role, such as those of gpt-oss's channels."""
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
 
 
 def _size(source: Path) -> int:
