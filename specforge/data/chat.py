@@ -154,7 +154,9 @@ class ChatEncoder:
         plain = self._frame(messages[:-1], tools, tail, False)
         thinking = self._frame(messages[:-1], tools, tail, True)
         if turn.get("tool_calls"):
-            return self._call(turn, messages, tools, prompt, plain, thinking)
+            in_words = self._call(turn, messages, tools, prompt, plain, thinking)
+            known = turn.get("token_ids") and (self.train_on_reasoning or not turn.get("reasoning"))
+            return ("", 0, self._end(plain), came_to_end(turn)) if in_words is None and known else in_words
         words = completion(turn, plain, thinking, self.train_on_reasoning)
         return words.text, words.learnt_from, self._end(plain), words.ended
 

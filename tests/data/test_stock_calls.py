@@ -84,6 +84,22 @@ def test_a_call_whose_template_leaves_out_what_was_said_beside_it_is_not_learnt(
     assert encoder.take_counts() == {"skipped_calls": 1}
 
 
+@pytest.mark.parametrize("learn", [True, False])
+def test_a_call_that_the_template_leaves_out_is_learnt_in_the_ids_that_the_target_sampled(learn):
+    tokenizer = make_tokenizer(MODELS["llama3.1"])
+    encoder = ChatEncoder(tokenizer, train_on_reasoning=learn)
+    ids = tokenizer.encode("Hm. I look that up. <call>count</call><|eot_id|>", add_special_tokens=False)
+    call = {
+        "role": "assistant",
+        "content": "I look that up.",
+        "reasoning": "Hm.",
+        "tool_calls": [CALL],
+        "token_ids": ids,
+    }
+    found = [run for sequence in encoder.sequences([TALK[0], call]) for run in runs(tokenizer, sequence)]
+    assert found == (["Hm. I look that up. <call>count</call><|eot_id|>"] if learn else [])
+
+
 @pytest.mark.parametrize("calls", [["odd"], [{"function": None}], [{"function": {"arguments": {}}}]])
 def test_a_tool_call_without_a_name_is_not_learnt(encoder_of, calls):
     encoder = encoder_of("gemma3")
