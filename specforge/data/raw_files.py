@@ -16,6 +16,7 @@ EXCERPT = 2000  # bytes kept of a row beyond the limit
 PARQUET_ROWS = 256
 UNITED = ("tools", "tool_calls")  # objects of any keys, which a column of Arrow cannot hold
 WHITESPACE = re.compile(r"[ \t\n\r]*")
+MARK = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)  # a string, whole or begun, or what ends values
 
 
 class RawRow(NamedTuple):
@@ -155,19 +156,46 @@ class _Window:
                 if not self._grow():
                     self.fail(str(error).partition(": line")[0])
                 continue
-            except (ValueError, RecursionError) as error:  # more text would not help
-                self.fail(str(error).partition(";")[0])
+            except (ValueError, RecursionError) as error:  # Python's limits, not JSON's
+                end = self._end_of_row()
+                return self._without_value(end, f"the row is beyond what is read ({str(error).partition(';')[0]}).")
             # A number that touches the window's end may go on beyond it.
             if end < len(self.text) or not self._grow():
                 return self._taken(value, end)
 
     def _taken(self, value: Any, end: int) -> RawRow:
-        row = RawRow(self.line, value)
+        if end - self.start > ROW_LIMIT:
+            return self._without_value(end, f"the row exceeds {ROW_LIMIT} characters.")
         if self._constant is not None:
-            excerpt = self.text[self.start : min(end, self.start + EXCERPT)]
-            row = RawRow(self.line, excerpt, f"the row is not JSON ({self._constant} is not a JSON number).")
+            return self._without_value(end, f"the row is not JSON ({self._constant} is not a JSON number).")
+        row = RawRow(self.line, value)
         self._advance(end)
         return row
+
+    def _without_value(self, end: int, error: str) -> RawRow:
+        row = RawRow(self.line, self.text[self.start : min(end, self.start + EXCERPT)], error)
+        self._advance(end)
+        return row
+
+    def _end_of_row(self) -> int:
+        """Where the value at the start ends, without reading it."""
+        depth, place = 0, self.start
+        while True:
+            mark = MARK.search(self.text, place)
+            if mark is None or mark[0] == '"':
+                if len(self.text) - self.start > ROW_LIMIT or not self._grow():
+                    self.fail(f"the row exceeds {ROW_LIMIT} characters or never ends")
+                depth, place = 0, self.start
+                continue
+            place = mark.end()
+            if mark[0] in "[{":
+                depth += 1
+            elif mark[0] in "]}" and depth:
+                depth -= 1
+                if not depth:
+                    return place
+            elif mark[0] in ",]" and not depth:
+                return mark.start()
 
     def _note(self, constant: str) -> None:
         self._constant = self._constant or constant

@@ -130,12 +130,44 @@ def test_a_constant_that_json_lacks_costs_an_array_its_row_alone(tmp_path, monke
     assert read(path) == [(2, {"a": 1}, None), (3, bad, error), (4, {"a": "NaN"}, None), (5, constant, error)]
 
 
-@pytest.mark.parametrize(("row", "reason"), [("9" * 5000, "limit"), ("[" * 200_000, "recursion")])
-def test_what_no_more_text_would_mend_stops_an_array_at_once(tmp_path, monkeypatch, row, reason):
-    monkeypatch.setattr(raw_files, "ROW_LIMIT", 1 << 40)
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("9" * 5000, "digits"),
+        ("[" * 100_000 + "]" * 100_000, "recursion"),
+        ('{"a": "],\\"}", "b": [' + "7" * 5000 + ", {}]}", "digits"),
+    ],
+)
+@pytest.mark.parametrize("chunk", [1 << 20, 100])
+def test_a_row_beyond_pythons_limits_does_not_end_an_array(tmp_path, monkeypatch, bad, reason, chunk):
+    monkeypatch.setattr(raw_files, "CHUNK", chunk)
+    path = tmp_path / "rows.json"
+    path.write_text(f'[\n{{"a": 1}},\n{bad},\n{{"a": 2}},\n{bad}]')
+    rows = read(path)
+    assert [(row.line, row.value) for row in rows[::2]] == [(2, {"a": 1}), (4, {"a": 2})]
+    for row, line in zip(rows[1::2], (3, 5), strict=True):
+        assert (row.line, row.value) == (line, bad[: raw_files.EXCERPT])
+        assert row.error.startswith("the row is beyond what is read (")
+        assert reason in row.error
+
+
+def test_a_row_beyond_the_limit_is_one_of_a_lines_file_and_of_an_array(tmp_path, monkeypatch):
+    monkeypatch.setattr(raw_files, "ROW_LIMIT", 100)
+    for name, text in (("rows.json", '[{"a": 1}, {"a": "' + "x" * 200 + '"}, {"a": 2}]'),
+                       ("rows.jsonl", '{"a": 1}\n{"a": "' + "x" * 200 + '"}\n{"a": 2}\n')):  # fmt: skip
+        (tmp_path / name).write_text(text)
+        assert [row.error and row.error.split(" ", 2)[2][:12] for row in read(tmp_path / name)] == [
+            None,
+            "exceeds 100 ",
+            None,
+        ]
+
+
+@pytest.mark.parametrize("row", ["9" * 5000, "[" * 200_000, '{"a": ' + "9" * 5000 + ', "b'])
+def test_a_row_without_an_end_stops_an_array(tmp_path, row):
     path = tmp_path / "rows.json"
     path.write_text("[\n" + row)
-    with pytest.raises(UserError, match=rf"not a whole JSON array: .*{reason}.*line 2; mend it"):
+    with pytest.raises(UserError, match=r"not a whole JSON array: .*never ends.*line 2; mend it"):
         read(path)
 
 
