@@ -2,6 +2,8 @@
 
 import os
 import signal
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,13 @@ def states(site: Site) -> list[Path]:
     return list(folder.glob("tiny-chats/*/*/.work/*/step-*.safetensors"))
 
 
+def send(pids: list[int], number: signal.Signals) -> None:
+    """To those that are still there."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def test_twelve_trainings_outlive_snakemake_and_a_lost_container(again: Site):
     before, old = again.server.spawned["run_training_single_gpu"], {path.parent for path in states(again)}
 
@@ -29,8 +38,7 @@ def test_twelve_trainings_outlive_snakemake_and_a_lost_container(again: Site):
     wait_for(lambda: calls() == 12, "twelve calls")
     wait_for(lambda: len([c for c in again.server.containers() if c.pid]) == 12, "twelve containers at once")
     held = [container.pid for container in again.server.containers()]  # so that they are not over too soon
-    for pid in held:
-        os.kill(pid, signal.SIGSTOP)
+    send(held, signal.SIGSTOP)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     wait_for(lambda: not processes_in(again.workspace), "end of the waiting scripts")
@@ -38,10 +46,12 @@ def test_twelve_trainings_outlive_snakemake_and_a_lost_container(again: Site):
     second = again.start(*goal, settings=LONG)
     output = again.workspace / "output.txt"
     wait_for(lambda: output.read_text().count("attached to call fc-") == 12, "attachments")
-    for pid in held:
-        os.kill(pid, signal.SIGCONT)
+    send(held, signal.SIGCONT)
     wait_for(lambda: len({path.parent for path in states(again)} - old) >= 6, "states")  # the eldest has one then
+    send(held, signal.SIGSTOP)
+    time.sleep(0.5)  # a result that is on its way arrives, so that the lost container has one to make
     lost = again.server.kill_container("run_training_single_gpu")
+    send(held, signal.SIGCONT)
     assert second.wait(PATIENCE) == 0, (again.workspace / "output.txt").read_text()
     assert calls() == 12, "the second command attaches to the calls of the first"
     assert [call.retries for call in again.server.calls if call.retries] == [1], lost

@@ -128,7 +128,9 @@ class CallRpcs:
         await asyncio.sleep(0.01)  # lets what it printed before get into the log first
         for item in request.outputs:
             call = caller.call
-            if call is not None and call.input_id == item.input_id:
+            # What a container says of its interrupt is no result: the call starts over once it is gone.
+            interrupted = caller.lost and item.result.status != pb.GenericResult.GENERIC_STATUS_SUCCESS
+            if call is not None and call.input_id == item.input_id and not interrupted:
                 caller.call = None
                 self.pool.settle(call, item.result, item.data_format)
         return Empty()
