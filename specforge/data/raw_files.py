@@ -104,9 +104,13 @@ def parquet_rows(file: BinaryIO, name: str) -> Iterator[RawRow]:
             for row in batch.to_pylist():
                 number += 1
                 yield RawRow(number, without_union(row))
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{name} is a damaged Parquet file, at or after row {number + 1} ({str(error)[:200]}); write it anew."
+        ) from None
+    except (ValueError, OverflowError) as error:  # a time within an object
+        raise UserError(
+            f"{name} holds what Python cannot, at or after row {number + 1} ({str(error)[:200]}); write it as text."
         ) from None
 
 
