@@ -17,9 +17,7 @@ from loopback.state import App, Backend, Call, CallState, Container, Function
 log = logging.getLogger("loopback")
 Result = pb.GenericResult
 MOST_CONTAINERS = 32  # of a function that does not say
-# Seconds from the interrupt of a container that is to be taken away until it is killed. Modal gives it 30; here the
-# client, as it leaves, waits for all that the whole machine has not yet written to its disk.
-GRACE = 120.0
+GRACE = 30.0  # seconds from the interrupt of a container that is to be taken away until it is killed
 STATES = {
     Result.GENERIC_STATUS_SUCCESS: CallState.SUCCEEDED,
     Result.GENERIC_STATUS_TIMEOUT: CallState.TIMED_OUT,
