@@ -1,6 +1,7 @@
 """What tokenizing counts, chunk by chunk, for the gate before training and the report."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,8 +44,8 @@ class Tally:
     preview: list[tuple[int, bool]] = field(default_factory=list)
     refusal: str | None = None  # the first, with its conversation
 
-    def note(self, counts: Counter[str]) -> None:
-        """Takes in what the encoder noticed, by the names of fields."""
+    def note(self, counts: Mapping[str, int]) -> None:
+        """Adds counts by the names of fields, such as what the encoder noticed."""
         for name, count in counts.items():
             setattr(self, name, getattr(self, name) + count)
 
@@ -83,8 +84,7 @@ class Tally:
 
     def add(self, later: "Tally") -> None:
         """Takes in the counts of the chunk that follows."""
-        for name in SUMS:
-            setattr(self, name, getattr(self, name) + getattr(later, name))
+        self.note({name: getattr(later, name) for name in SUMS})
         self.supervised.update(later.supervised)
         self.longest = _longest([*self.longest, *later.longest])
         self.wholes = _longest([*self.wholes, *later.wholes])
