@@ -24,6 +24,7 @@ from specforge.data.answers import (
 )
 from specforge.data.encoding import TextEncoder, safe_cuts
 from specforge.data.template import Chat, Refused, history, template_source
+from specforge.data.tool_calls import function_names
 from specforge.errors import UserError
 
 
@@ -155,8 +156,9 @@ class ChatEncoder:
         thinking = self._frame(messages[:-1], tools, tail, True)
         if turn.get("tool_calls"):
             in_words = self._call(turn, messages, tools, prompt, plain, thinking)
-            known = turn.get("token_ids") and (self.train_on_reasoning or not turn.get("reasoning"))
-            return ("", 0, self._end(plain), came_to_end(turn)) if in_words is None and known else in_words
+            if in_words is None and turn.get("token_ids") and (self.train_on_reasoning or not turn.get("reasoning")):
+                return "", 0, self._end(plain), came_to_end(turn)
+            return in_words
         words = completion(turn, plain, thinking, self.train_on_reasoning)
         return words.text, words.learnt_from, self._end(plain), words.ended
 
@@ -268,6 +270,5 @@ def _says_all(text: str, message: dict) -> bool:
         if spoken not in text:
             return False
         text = text.replace(spoken, "", 1)
-    functions = [call.get("function", call) if isinstance(call, dict) else None for call in message["tool_calls"]]
-    names = Counter(function.get("name") if isinstance(function, dict) else None for function in functions)
+    names = Counter(function_names(message["tool_calls"]))
     return all(isinstance(name, str) and text.count(name) >= number for name, number in names.items())

@@ -27,6 +27,12 @@ def calls_of(calls: object, turn: int) -> object:
     return [_call(call, turn) if isinstance(call, dict) else call for call in calls]
 
 
+def function_names(calls: list[Any]) -> list[object]:
+    """The names of the functions called, in order; None where a call has none."""
+    functions = [call.get("function", call) if isinstance(call, dict) else None for call in calls]
+    return [function.get("name") if isinstance(function, dict) else None for function in functions]
+
+
 def calls_said(text: object, turn: int) -> list[dict[str, Any]]:
     """The calls that ShareGPT's role function_call writes: one object with name and arguments, or a list of them."""
     what = f"the function_call of turn {turn}"

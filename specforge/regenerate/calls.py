@@ -1,11 +1,12 @@
 """Calls of tools that the target makes itself, and the recorded results that answer them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import chain, repeat, zip_longest
-from typing import Any, NamedTuple
+from itertools import zip_longest
+from typing import Any
 
+from specforge.data.tool_calls import function_names
 from specforge.files import digest
 
 Turn = dict[str, Any]
@@ -13,12 +14,6 @@ Call = dict[str, Any]
 
 ID_LENGTH = 9  # letters and digits, as Mistral's templates want them
 DECODER = json.JSONDecoder()
-
-
-class Unfit(NamedTuple):
-    """Why the recorded turns do not go on from what the target said."""
-
-    reason: str
 
 
 def make_call(name: str, arguments: object) -> Call:
@@ -35,42 +30,40 @@ def is_broken(call: Call) -> bool:
     return not isinstance(call["function"]["arguments"], dict)
 
 
-def with_ids(calls: tuple[Call, ...], *place: object) -> list[Call]:
+def with_ids(calls: Iterable[Call], *place: object) -> list[Call]:
     """Ids that are a function of the conversation and the turn, `place`: those that servers give are random."""
     return [call | {"id": digest(*place, number)[:ID_LENGTH]} for number, call in enumerate(calls)]
 
 
-def answered(said: Turn, recorded: Turn, following: list[Turn]) -> tuple[Turn, list[Turn]] | Unfit:
+def answered(said: Turn, recorded: Turn, following: list[Turn]) -> tuple[Turn, list[Turn]] | str:
     """The turn `said` and the turns that follow the recorded one, results with the ids of the calls they answer.
 
-    Results answer calls of the same functions in the same order, whatever the arguments: what a tool gave for one
-    question stands for what it gives for another. Without a parser servers leave calls in the text, and so do some
-    records.
+    Or the reason why these do not go on from what the target said. Results answer calls of the same functions in the
+    same order, whatever the arguments: what a tool gave for one question stands for what it gives for another. Without
+    a parser servers leave calls in the text, and so do some records.
     """
     calls, before = said.get("tool_calls", []), recorded.get("tool_calls", [])
     results = [turn for turn in following if turn["role"] == "tool"]
     if not results:
-        return Unfit("unanswered_call") if calls else (said, following)
-    names = _names(said)
+        return "unanswered_call" if calls else (said, following)
+    names, wanted = _names(said), _names(recorded)
     if not names:
-        return Unfit("no_call")
-    if names != _names(recorded) if _names(recorded) else len(names) != len(results):
-        return Unfit("other_calls")
+        return "no_call"
+    if names != wanted if wanted else len(names) != len(results):
+        return "other_calls"
     if not calls:
         return said, following
     known = [call.get("id") for call in before] or [result.get("tool_call_id") for result in results]
-    calls = [call | ({"id": number} if number else {}) for call, number in zip_longest(calls, known[: len(calls)])]
-    ids = chain((call["id"] for call in calls), repeat(calls[-1]["id"]))
-    following = [{"tool_call_id": number} | turn for turn, number in zip(results, ids, strict=False)]
-    return said | {"tool_calls": calls}, following
+    ids = [number or call["id"] for call, number in zip_longest(calls, known[: len(calls)])]
+    calls = [call | {"id": number} for call, number in zip(calls, ids, strict=True)]
+    pairs = zip_longest(results, ids[: len(results)], fillvalue=ids[-1])
+    return said | {"tool_calls": calls}, [{"tool_call_id": number} | turn for turn, number in pairs]
 
 
-def _names(turn: Turn) -> list[str | None]:
+def _names(turn: Turn) -> list[object]:
     """The functions that a turn calls, in order."""
-    if calls := turn.get("tool_calls"):
-        functions = [call.get("function", call) for call in calls]
-        return [function.get("name") if isinstance(function, dict) else None for function in functions]
-    return list(_names_in_text(turn["content"]))
+    calls = turn.get("tool_calls")
+    return function_names(calls) if calls else list(_names_in_text(turn["content"]))
 
 
 def _names_in_text(text: str) -> Iterator[str]:

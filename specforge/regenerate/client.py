@@ -169,9 +169,9 @@ def _completion(content: bytes, opened: bool | None) -> Completion:
     text, reasoning = message.content or "", message.reasoning_content or message.reasoning or ""
     if not reasoning:
         reasoning, text = _split(text, reason, opened)
-    calls = tuple(make_call(call.function.name, call.function.arguments) for call in message.tool_calls or ())
-    tokens, ids = usage.completion_tokens or 0, choice.token_ids
-    return Completion(text, reason, tokens, reasoning, calls, usage.prompt_tokens, ids and tuple(ids))
+    calls = [make_call(call.function.name, call.function.arguments) for call in message.tool_calls or ()]
+    tokens = usage.completion_tokens or 0
+    return Completion(text, reason, tokens, reasoning, calls, usage.prompt_tokens, choice.token_ids or ())
 
 
 def _read(content: bytes) -> ChatCompletion:

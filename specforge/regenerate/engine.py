@@ -1,11 +1,11 @@
 """What every engine shares: a conversation that is being said anew, and the seam that engines fit."""
 
-from collections.abc import Container, Generator, Iterable
+from collections.abc import Container, Generator, Iterable, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple, Protocol
 
 from specforge.data.template import history
-from specforge.regenerate.calls import Call, Unfit, answered, is_broken, with_ids
+from specforge.regenerate.calls import Call, answered, is_broken, with_ids
 
 Record = dict[str, Any]
 UNKNOWN = "unknown"  # the finish reason where a server gives none
@@ -14,17 +14,17 @@ UNKNOWN = "unknown"  # the finish reason where a server gives none
 class Completion(NamedTuple):
     """What the target said in one turn. `tokens` counts all that it generated, reasoning and end token included.
 
-    `prompt_tokens` counts what it was given, and `token_ids` are those that it generated, end token included; None
-    where the engine does not say.
+    `prompt_tokens` counts what it was given, and `token_ids` are those that it generated, end token included; None and
+    empty where the engine does not say.
     """
 
     text: str
     finish_reason: str
     tokens: int
     reasoning: str = ""
-    calls: tuple[Call, ...] = ()
+    calls: Sequence[Call] = ()
     prompt_tokens: int | None = None
-    token_ids: tuple[int, ...] | None = None
+    token_ids: Sequence[int] = ()
 
 
 class Block(NamedTuple):
@@ -88,11 +88,10 @@ class Dialogue:
         """
         reason, cut = completion.finish_reason, completion.finish_reason == "length"
         if cut:  # within a call, if in any: what was said before that stands
-            completion = completion._replace(calls=tuple(call for call in completion.calls if not is_broken(call)))
+            completion = completion._replace(calls=[call for call in completion.calls if not is_broken(call)])
         spoke = bool(completion.text.strip() or completion.calls)
         if cut and not (self.keep_truncated and (spoke or completion.reasoning)):
-            self._stop("length")
-            self.excluded = None if self.ended_early else "length"
+            self.excluded = None if self._stop("length") else "length"
         elif not spoke and not cut:
             self._drop("empty", f"empty completion (finish reason {reason})")
         elif broken := [call["function"]["name"] for call in completion.calls if is_broken(call)]:
@@ -105,9 +104,9 @@ class Dialogue:
         turn = _turn(completion, with_ids(completion.calls, self.record["id"], place))
         following = self._following(place + 1)
         if following:
-            found = answered(turn, self.record["conversations"][place], following) if spoke else Unfit("unanswered")
-            if isinstance(found, Unfit):
-                self.ended_early, following = found.reason, []
+            found = answered(turn, self.record["conversations"][place], following) if spoke else "unanswered"
+            if isinstance(found, str):
+                self.ended_early, following = found, []
             else:
                 turn, following = found
         self.turns += [turn, *following]
@@ -118,10 +117,8 @@ class Dialogue:
 
     def refuse(self, cause: str) -> None:
         """The next turn cannot be asked for: ends after the answer before; without one it fails for good."""
-        self._stop("refused")
-        if not self.ended_early:
-            self.fail(cause)
-            self.lasting = True
+        self._drop("refused", cause)
+        self.lasting = self.error is not None
 
     def row(self) -> Record:
         identity = {"id": self.record["id"]}
@@ -134,16 +131,16 @@ class Dialogue:
 
     def _drop(self, reason: str, cause: str) -> None:
         """The target's turn is of no use."""
-        self._stop(reason)
-        if not self.ended_early:
+        if not self._stop(reason):
             self.fail(cause)
 
-    def _stop(self, reason: str) -> None:
-        """Ends after the last answer; without one there is nothing to end after."""
-        answered = [place for place, turn in enumerate(self.turns) if turn["role"] == "assistant"]
-        if answered:
+    def _stop(self, reason: str) -> bool:
+        """Ends after the last answer; False without one, when there is nothing to end after."""
+        answers = [place for place, turn in enumerate(self.turns) if turn["role"] == "assistant"]
+        if answers:
             self.ended_early = reason
-            del self.turns[answered[-1] + 1 :]
+            del self.turns[answers[-1] + 1 :]
+        return bool(answers)
 
     def _following(self, place: int) -> list[dict[str, Any]]:
         """The recorded turns from `place` on, up to the next answer."""
@@ -157,7 +154,7 @@ def _turn(completion: Completion, calls: list[Call]) -> dict[str, Any]:
         "tool_calls": calls,
         "finish_reason": completion.finish_reason,
         "prompt_tokens": completion.prompt_tokens,
-        "token_ids": list(completion.token_ids or ()),
+        "token_ids": list(completion.token_ids),
     }
     said = {"role": "assistant", "content": completion.text}
     return said | {key: value for key, value in told.items() if value}

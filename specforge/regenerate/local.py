@@ -134,7 +134,7 @@ class LocalEngine:
         else:
             reasoning, text = split_reasoning(self.tokenizer.decode(said), thinks)
         reason, tokens = ("length", len(ids)) if end is None else ("stop", end + 1)
-        return Completion(text, reason, tokens, reasoning, token_ids=tuple(ids[:tokens]))
+        return Completion(text, reason, tokens, reasoning, token_ids=ids[:tokens])
 
     def _framed(self, dialogue: Dialogue, said: list[int], thinks: bool) -> tuple[str, str]:
         """(reasoning, answer) of ids with special tokens, such as those of channels.

@@ -87,15 +87,12 @@ class LocalServer:
         """Ends the whole group: an engine's workers outlive a leader that was killed."""
         if self.process is None:
             return
-        with self.process.stdin:
-            self._end()
-
-    def _end(self) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_SECONDS)
+        self.process.stdin.close()
 
 
 def answers(url: str) -> bool:
